@@ -1,0 +1,1 @@
+//! The RabbitMQ driver of the mq message-queue API.

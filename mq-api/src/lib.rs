@@ -1,0 +1,1 @@
+//! One message-queue API over pluggable drivers: types, driver traits and the delivery engine.

@@ -1,0 +1,1 @@
+//! The Apache Kafka driver of the mq message-queue API.

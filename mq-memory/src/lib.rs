@@ -1,0 +1,1 @@
+//! The in-process driver of the mq message-queue API.

@@ -1,0 +1,1 @@
+//! The Redis Streams driver of the mq message-queue API.

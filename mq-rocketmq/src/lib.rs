@@ -1,0 +1,1 @@
+//! The Apache RocketMQ driver of the mq message-queue API.

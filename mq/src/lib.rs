@@ -1,0 +1,1 @@
+//! One message-queue API, five backends, the same behaviour on each.

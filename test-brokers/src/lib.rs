@@ -1,0 +1,1 @@
+//! Starts, stops, kills, freezes and cuts real brokers for tests.
