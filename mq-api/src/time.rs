@@ -1,0 +1,263 @@
+//! Points in time: wall time for messages, a clock that counts suspend for leases.
+
+use std::{
+    fmt,
+    ops::{Add, Sub},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+/// Marks a point in time in UTC milliseconds since the epoch. Messages carry it; no duration or lease comes from it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// Takes milliseconds since 1970-01-01 UTC.
+    #[must_use]
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Returns milliseconds since 1970-01-01 UTC.
+    #[must_use]
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// Reads this machine's wall clock.
+    #[must_use]
+    pub fn now() -> Self {
+        SystemTime::now().into()
+    }
+
+    /// Adds a duration, stopping at the largest value.
+    #[must_use]
+    pub fn saturating_add(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)),
+        )
+    }
+
+    /// Returns the time from `earlier` to here, zero where `earlier` is later.
+    #[must_use]
+    pub fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        let millis = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+        Self(match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(after) => millis(after),
+            Err(before) => -millis(before.duration()),
+        })
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms", self.0)
+    }
+}
+
+/// Marks a point on the clock that leases are measured by, in nanoseconds since this machine started.
+///
+/// On Linux the clock counts the time that the machine was suspended, and all processes of a machine read the same one.
+/// Elsewhere it is the process's monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// Takes nanoseconds since the clock's zero.
+    #[must_use]
+    pub const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Returns nanoseconds since the clock's zero.
+    #[must_use]
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the time from `earlier` to here, zero where `earlier` is later.
+    #[must_use]
+    pub fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Moment {
+    type Output = Self;
+    fn add(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+impl Sub<Duration> for Moment {
+    type Output = Self;
+    fn sub(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+/// Reads [`Moment`]s: the machine's clock, or one that a test moves by hand.
+#[derive(Clone, Debug, Default)]
+pub struct Clock {
+    manual: Option<Arc<AtomicU64>>,
+}
+
+impl Clock {
+    /// Takes the machine's clock.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::default()
+    }
+
+    /// Makes a clock that stands still until [`advance`](Self::advance) moves it; its clones move with it.
+    #[must_use]
+    pub fn manual() -> Self {
+        Self {
+            manual: Some(Arc::new(AtomicU64::new(system_nanos()))),
+        }
+    }
+
+    /// Moves a manual clock on. Does nothing to the machine's clock.
+    pub fn advance(&self, by: Duration) {
+        if let Some(manual) = &self.manual {
+            manual.fetch_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
+        }
+    }
+
+    /// Reads the clock.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        Moment(match &self.manual {
+            None => system_nanos(),
+            Some(manual) => manual.load(Ordering::SeqCst),
+        })
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn system_nanos() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn system_nanos() -> u64 {
+    use std::{sync::OnceLock, time::Instant};
+    static ZERO: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(ZERO.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Says until when an assignment may be used. The driver renews it from a task of its own; the engine reads it before
+/// every hand-over. Clones share the same end.
+#[derive(Clone)]
+pub struct Lease {
+    until: Arc<AtomicU64>,
+    clock: Clock,
+}
+
+impl Lease {
+    /// Makes a lease that ends at `until` by `clock`.
+    #[must_use]
+    pub fn new(clock: Clock, until: Moment) -> Self {
+        Self {
+            until: Arc::new(AtomicU64::new(until.as_nanos())),
+            clock,
+        }
+    }
+
+    /// Moves the end to `until`, never backwards. A lease that has run out stays so: returns `false` and changes nothing.
+    pub fn renew(&self, until: Moment) -> bool {
+        let now = self.clock.now().as_nanos();
+        self.until
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |end| {
+                if end <= now {
+                    None
+                } else {
+                    Some(end.max(until.as_nanos()))
+                }
+            })
+            .is_ok()
+    }
+
+    /// Ends the lease now, for good.
+    pub fn revoke(&self) {
+        self.until.store(0, Ordering::Release);
+    }
+
+    /// Returns when the lease ends.
+    #[must_use]
+    pub fn until(&self) -> Moment {
+        Moment(self.until.load(Ordering::Acquire))
+    }
+
+    /// Tells whether the lease stands at `now`.
+    #[must_use]
+    pub fn stands_at(&self, now: Moment) -> bool {
+        now < self.until()
+    }
+
+    /// Returns the clock that the lease is measured by.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("until", &self.until())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_has_run_out_cannot_be_renewed() {
+        let clock = Clock::manual();
+        let lease = Lease::new(clock.clone(), clock.now() + Duration::from_secs(1));
+        assert!(lease.renew(clock.now() + Duration::from_secs(2)));
+        clock.advance(Duration::from_secs(3));
+        assert!(!lease.stands_at(clock.now()));
+        assert!(!lease.renew(clock.now() + Duration::from_secs(2)));
+        assert!(!lease.stands_at(clock.now()));
+    }
+
+    #[test]
+    fn a_lease_never_moves_backwards() {
+        let clock = Clock::manual();
+        let end = clock.now() + Duration::from_secs(5);
+        let lease = Lease::new(clock.clone(), end);
+        assert!(lease.renew(clock.now() + Duration::from_secs(1)));
+        assert_eq!(lease.until(), end);
+    }
+
+    #[test]
+    fn the_machine_clock_moves_on() {
+        let clock = Clock::system();
+        let first = clock.now();
+        while clock.now() == first {}
+        assert!(clock.now() > first);
+    }
+}
