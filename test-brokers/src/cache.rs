@@ -50,7 +50,10 @@ impl Cache {
     ///
     /// `fill` gets an empty folder. Processes that ask at once wait for the one that fills it; what a broken
     /// run left is thrown away.
-    pub(crate) fn entry(&self, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// Those of `fill`, and [`Error::Io`].
+    pub fn entry(&self, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let folder = self.root.join(name);
         let complete = self.root.join(format!("{name}.ok"));
         if complete.exists() && folder.exists() {

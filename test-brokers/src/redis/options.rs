@@ -38,6 +38,16 @@ impl RedisVersion {
         }
     }
 
+    /// Returns what [`RedisVersion::VARIABLE`] says for this version.
+    #[must_use]
+    pub fn value(self) -> &'static str {
+        match self {
+            Self::V7 => "7",
+            Self::V8 => "8",
+            Self::Valkey => "valkey",
+        }
+    }
+
     /// Fetches the server into the cache, so that a later start does not wait for it.
     ///
     /// # Errors

@@ -1,0 +1,224 @@
+//! The command line.
+
+use std::fmt;
+
+use test_brokers::{Backend, RedisVersion};
+
+use crate::suite::{RabbitMqRow, Selection, Target};
+
+pub(crate) const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test [--backend memory|redis|kafka|amqp|rocketmq]... [--full] [--redis 8|valkey] [--rabbitmq 4] [-- ARGS]
+      Fetches the servers that the tests need, runs the tests of the named backends (default: all) and ends with
+      the line `N passed, N failed`. --full adds the slow rows: other server versions, clusters, long fuzzing.
+      ARGS go to the test binaries.
+  conformance URL [ARGS]
+      Runs the conformance suite against a broker that runs already and prints its table.
+  brokers start|stop redis|kafka|amqp|rocketmq
+      Starts a broker to play with and prints its URL; ends it.
+  ci [fmt] [clippy] [docs] [features] [deny] [test]
+      Runs what CI runs, or the named steps of it.
+
+MQ_TEST_CACHE names the folder for fetched servers (default: ~/.cache/mq-test-brokers). MQ_TEST_REDIS_URL,
+MQ_TEST_KAFKA_URL, MQ_TEST_AMQP_URL and MQ_TEST_ROCKETMQ_URL point the suite at brokers that run already.";
+
+/// One command with its arguments.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Help,
+    Test(Selection),
+    Conformance(String, Vec<String>),
+    Brokers(BrokerCommand),
+    Ci(Vec<CiStep>),
+}
+
+/// What is to be done with a broker for a person.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BrokerCommand {
+    Start(Backend),
+    Stop(Backend),
+    /// Runs in the background on behalf of `Start`.
+    Hold(Backend),
+}
+
+/// A step of CI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CiStep {
+    Fmt,
+    Clippy,
+    Docs,
+    Features,
+    Deny,
+    Test,
+}
+
+impl CiStep {
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::Fmt, "fmt"),
+        (Self::Clippy, "clippy"),
+        (Self::Docs, "docs"),
+        (Self::Features, "features"),
+        (Self::Deny, "deny"),
+        (Self::Test, "test"),
+    ];
+
+    fn parse(name: &str) -> Result<Self, UsageError> {
+        let known = Self::ALL.into_iter().find(|(_, known)| *known == name);
+        known
+            .map(|(step, _)| step)
+            .ok_or_else(|| UsageError::value("step", name))
+    }
+}
+
+/// A command line that cannot be understood.
+#[derive(Debug)]
+pub(crate) struct UsageError(String);
+
+impl UsageError {
+    fn value(what: &str, value: &str) -> Self {
+        Self(format!("unknown {what} `{value}`"))
+    }
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n\n{USAGE}", self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+impl Task {
+    pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Self, UsageError> {
+        let mut words = words.into_iter();
+        let Some(command) = words.next() else {
+            return Ok(Self::Help);
+        };
+        match command.as_str() {
+            "help" | "--help" | "-h" => Ok(Self::Help),
+            "test" => selection(words).map(Self::Test),
+            "conformance" => {
+                let url = words
+                    .next()
+                    .ok_or_else(|| UsageError("conformance needs a URL".into()))?;
+                Ok(Self::Conformance(url, words.collect()))
+            }
+            "brokers" => broker_command(words).map(Self::Brokers),
+            "ci" => {
+                let named = words
+                    .map(|name| CiStep::parse(&name))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let all = || CiStep::ALL.into_iter().map(|(step, _)| step).collect();
+                Ok(Self::Ci(if named.is_empty() { all() } else { named }))
+            }
+            other => Err(UsageError::value("command", other)),
+        }
+    }
+}
+
+fn selection(mut words: impl Iterator<Item = String>) -> Result<Selection, UsageError> {
+    let mut selection = Selection::default();
+    while let Some(word) = words.next() {
+        let (name, joined) = match word.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (word, None),
+        };
+        if name == "--" {
+            selection.arguments.extend(words);
+            break;
+        }
+        if name == "--full" && joined.is_none() {
+            selection.full = true;
+            continue;
+        }
+        if !["--backend", "--redis", "--rabbitmq"].contains(&name.as_str()) {
+            return Err(UsageError::value("option", &name));
+        }
+        let value = joined
+            .or_else(|| words.next())
+            .ok_or_else(|| UsageError(format!("{name} needs a value")))?;
+        match (name.as_str(), value.as_str()) {
+            ("--backend", "memory") => selection.targets.push(Target::Memory),
+            ("--backend", backend) => {
+                let backend = backend
+                    .parse()
+                    .map_err(|_| UsageError::value("backend", backend))?;
+                selection.targets.push(Target::Broker(backend));
+            }
+            ("--redis", "8") => selection.redis = RedisVersion::V8,
+            ("--redis", "valkey") => selection.redis = RedisVersion::Valkey,
+            ("--rabbitmq", "4") => selection.rabbitmq = RabbitMqRow::V4,
+            (_, value) => return Err(UsageError::value(&format!("value of {name}"), value)),
+        }
+    }
+    Ok(selection)
+}
+
+fn broker_command(mut words: impl Iterator<Item = String>) -> Result<BrokerCommand, UsageError> {
+    let (Some(verb), Some(name), None) = (words.next(), words.next(), words.next()) else {
+        return Err(UsageError("brokers needs start or stop, and a name".into()));
+    };
+    let backend: Backend = name.parse().map_err(|_| UsageError::value("broker", &name))?;
+    match verb.as_str() {
+        "start" => Ok(BrokerCommand::Start(backend)),
+        "stop" => Ok(BrokerCommand::Stop(backend)),
+        "hold" => Ok(BrokerCommand::Hold(backend)),
+        other => Err(UsageError::value("verb", other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Task, UsageError> {
+        Task::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn test_options_are_read_in_both_spellings() {
+        let Task::Test(selection) =
+            parse("test --backend redis --backend=memory --redis valkey --full -- T1 --nocapture").unwrap()
+        else {
+            panic!("not a test");
+        };
+        assert_eq!(
+            selection.targets,
+            [Target::Broker(Backend::Redis), Target::Memory]
+        );
+        assert_eq!(selection.redis, RedisVersion::Valkey);
+        assert!(selection.full);
+        assert_eq!(selection.arguments, ["T1", "--nocapture"]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        for (line, named) in [
+            ("tset", "`tset`"),
+            ("test --backend zeromq", "`zeromq`"),
+            ("test --backend", "--backend needs a value"),
+            ("test --redis 5", "`5`"),
+            ("test --fast", "`--fast`"),
+            ("brokers start", "needs start or stop"),
+            ("brokers burn redis", "`burn`"),
+            ("ci lint", "`lint`"),
+            ("conformance", "needs a URL"),
+        ] {
+            let text = parse(line).unwrap_err().to_string();
+            assert!(text.contains(named), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn ci_without_steps_is_all_of_them() {
+        let Task::Ci(steps) = parse("ci").unwrap() else {
+            panic!("not ci")
+        };
+        assert_eq!(steps.len(), 6);
+        let Task::Ci(steps) = parse("ci deny fmt").unwrap() else {
+            panic!("not ci")
+        };
+        assert_eq!(steps, [CiStep::Deny, CiStep::Fmt]);
+    }
+}

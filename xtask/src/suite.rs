@@ -1,0 +1,267 @@
+//! The tests: which packages, which servers, in which rows.
+
+use std::process::Command;
+
+use test_brokers::{Backend, RedisVersion};
+
+use crate::Result;
+use crate::cargo::{Package, cargo, packages, succeeds};
+use crate::summary::{Summary, run_tests};
+
+/// Set for tests that have slow rows of their own.
+const FULL_VARIABLE: &str = "MQ_TEST_FULL";
+
+/// What `cargo xtask test` was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Selection {
+    /// Nothing named is everything.
+    pub(crate) targets: Vec<Target>,
+    pub(crate) full: bool,
+    pub(crate) redis: RedisVersion,
+    pub(crate) rabbitmq: RabbitMqRow,
+    /// For the test binaries.
+    pub(crate) arguments: Vec<String>,
+}
+
+/// A backend, the one without a server included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    Memory,
+    Broker(Backend),
+}
+
+/// The RabbitMQ that is tested against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum RabbitMqRow {
+    #[default]
+    V3,
+    V4,
+}
+
+impl Target {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Broker(backend) => backend.name(),
+        }
+    }
+
+    /// Says whether a package's tests are this target's.
+    fn owns(self, package: &str) -> bool {
+        match self {
+            Self::Memory => matches!(package, "mq-api" | "mq-memory" | "mq" | "conformance-tests"),
+            Self::Broker(backend) => package == "mq" || package == format!("mq-{backend}"),
+        }
+    }
+}
+
+/// Runs the selected tests and prints the closing line. Returns whether all passed.
+pub(crate) fn test(selection: &Selection) -> Result<bool> {
+    let all = packages()?;
+    let brokers: Vec<Backend> = Backend::ALL
+        .into_iter()
+        .filter(|backend| {
+            selection.targets.is_empty() || selection.targets.contains(&Target::Broker(*backend))
+        })
+        .collect();
+    for backend in &brokers {
+        fetch(*backend, selection.redis)?;
+    }
+
+    let mut summary = run_tests(with_versions(&mut test_command(selection, &all), selection))?;
+    if !selection.targets.is_empty() {
+        // The brokers' own tests, of the selected kinds only.
+        let mut own = cargo();
+        own.args(["test", "--no-fail-fast", "-p", "test-brokers", "--lib"]);
+        own.args(brokers.iter().flat_map(|backend| ["--test", backend.name()]));
+        if !brokers.is_empty() {
+            summary += run_tests(with_versions(&mut own, selection))?;
+        }
+    }
+    if selection.full {
+        for row in full_rows(selection, &brokers, &all)? {
+            summary += row;
+        }
+    }
+    println!("{} passed, {} failed", summary.passed, summary.failed);
+    Ok(summary.failed == 0)
+}
+
+/// Hands the suite a broker that runs already, by the binary of `conformance-tests`.
+pub(crate) fn conformance(url: &str, rest: &[String]) -> Result<bool> {
+    let scheme = url.split([':', '+']).next().unwrap_or_default();
+    let backend = match scheme {
+        "rediss" => "redis",
+        "amqps" => "amqp",
+        other => other,
+    };
+    let mut command = cargo();
+    command.args([
+        "run",
+        "--quiet",
+        "-p",
+        "conformance-tests",
+        "--bin",
+        "conformance",
+    ]);
+    let has_feature = packages()?.iter().any(|package| {
+        package.name == "conformance-tests" && package.features.iter().any(|name| name == backend)
+    });
+    if has_feature {
+        command.args(["--features", backend]);
+    }
+    succeeds(command.arg("--").arg(url).args(rest))
+}
+
+/// Warms the cache, so that no test waits for a download.
+fn fetch(backend: Backend, redis: RedisVersion) -> Result<()> {
+    if backend.external_url().is_some() {
+        return Ok(());
+    }
+    if backend == Backend::Redis {
+        redis.fetch()?;
+    }
+    Ok(())
+}
+
+fn with_versions<'a>(command: &'a mut Command, selection: &Selection) -> &'a mut Command {
+    command.env(RedisVersion::VARIABLE, selection.redis.value());
+    if selection.full {
+        command.env(FULL_VARIABLE, "1");
+    }
+    command
+}
+
+fn test_command(selection: &Selection, all: &[Package]) -> Command {
+    let wanted = |package: &&Package| {
+        selection.targets.is_empty() || selection.targets.iter().any(|target| target.owns(&package.name))
+    };
+    let chosen: Vec<&Package> = all.iter().filter(wanted).collect();
+    let mut command = cargo();
+    command.args(["test", "--no-fail-fast"]);
+    command.args(chosen.iter().flat_map(|package| ["-p", package.name.as_str()]));
+    let features = features(&selection.targets, &chosen);
+    if !features.is_empty() {
+        command.arg("--features").arg(features.join(","));
+    }
+    if !selection.arguments.is_empty() {
+        command.arg("--").args(&selection.arguments);
+    }
+    command
+}
+
+/// Returns all features of the packages but those that pull in a backend that was not selected.
+fn features(targets: &[Target], packages: &[&Package]) -> Vec<String> {
+    let others: Vec<&str> = [Target::Memory]
+        .into_iter()
+        .chain(Backend::ALL.map(Target::Broker))
+        .filter(|target| !targets.is_empty() && !targets.contains(target))
+        .map(Target::name)
+        .collect();
+    packages
+        .iter()
+        .flat_map(|package| package.features.iter().map(move |feature| (package, feature)))
+        .filter(|(_, feature)| !others.contains(&feature.as_str()))
+        .map(|(package, feature)| format!("{}/{feature}", package.name))
+        .collect()
+}
+
+/// Runs the drivers again on the servers' other versions.
+fn full_rows(selection: &Selection, brokers: &[Backend], all: &[Package]) -> Result<Vec<Summary>> {
+    let mut rows = Vec::new();
+    if brokers.contains(&Backend::Redis) {
+        for version in [RedisVersion::V7, RedisVersion::V8, RedisVersion::Valkey] {
+            if version == selection.redis {
+                continue;
+            }
+            version.fetch()?;
+            let mut command = row_command(Backend::Redis, all);
+            rows.push(run_tests(
+                command
+                    .env(RedisVersion::VARIABLE, version.value())
+                    .env(FULL_VARIABLE, "1"),
+            )?);
+        }
+    }
+    Ok(rows)
+}
+
+fn row_command(backend: Backend, all: &[Package]) -> Command {
+    let selection = Selection {
+        targets: vec![Target::Broker(backend)],
+        ..Selection::default()
+    };
+    let driver: Vec<&Package> = all
+        .iter()
+        .filter(|package| package.name == format!("mq-{backend}"))
+        .collect();
+    let mut command = cargo();
+    command.args(["test", "--no-fail-fast", "-p", &format!("mq-{backend}")]);
+    let features = features(&selection.targets, &driver);
+    if !features.is_empty() {
+        command.arg("--features").arg(features.join(","));
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workspace() -> Vec<Package> {
+        let package = |name: &str, features: &[&str]| Package {
+            name: name.into(),
+            features: features.iter().map(|feature| (*feature).to_owned()).collect(),
+        };
+        vec![
+            package("mq", &["amqp", "json", "kafka", "memory", "redis", "rocketmq"]),
+            package("mq-api", &["json"]),
+            package("mq-kafka", &[]),
+            package("mq-memory", &[]),
+            package("mq-redis", &["tls"]),
+            package("xtask", &[]),
+        ]
+    }
+
+    fn line(selection: &Selection) -> String {
+        crate::cargo::line_of(&test_command(selection, &workspace()))
+    }
+
+    #[test]
+    fn one_backend_builds_no_other() {
+        let selection = Selection {
+            targets: vec![Target::Broker(Backend::Redis)],
+            ..Selection::default()
+        };
+        assert_eq!(
+            line(&selection),
+            "cargo test --no-fail-fast -p mq -p mq-redis --features mq/json,mq/redis,mq-redis/tls"
+        );
+        let selection = Selection {
+            targets: vec![Target::Memory],
+            ..Selection::default()
+        };
+        assert_eq!(
+            line(&selection),
+            "cargo test --no-fail-fast -p mq -p mq-api -p mq-memory --features mq/json,mq/memory,mq-api/json"
+        );
+    }
+
+    #[test]
+    fn without_a_name_everything_is_tested() {
+        let all = line(&Selection::default());
+        assert!(
+            all.contains("-p mq-kafka") && all.contains("-p xtask") && all.contains("mq/rocketmq"),
+            "{all}"
+        );
+    }
+
+    #[test]
+    fn arguments_reach_the_test_binaries() {
+        let selection = Selection {
+            arguments: vec!["T1".into()],
+            ..Selection::default()
+        };
+        assert!(line(&selection).ends_with(" -- T1"));
+    }
+}
