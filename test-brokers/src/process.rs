@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -134,6 +135,98 @@ impl Drop for Process {
         if matches!(self.watcher.try_wait(), Ok(None)) {
             let _ = self.end();
         }
+    }
+}
+
+/// The place of a server's process, which comes and goes while the server's data stays.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    server: String,
+    process: Mutex<Option<Process>>,
+}
+
+impl Slot {
+    pub(crate) fn new(server: impl Into<String>) -> Self {
+        Self {
+            server: server.into(),
+            process: Mutex::new(None),
+        }
+    }
+
+    /// Fills the place by `spawn`, unless a process lives there.
+    pub(crate) fn fill(&self, spawn: impl FnOnce(&str) -> Result<Process>) -> Result<()> {
+        let mut process = self.lock();
+        if process.as_mut().is_some_and(Process::is_running) {
+            return Err(Error::Running {
+                server: self.server.clone(),
+            });
+        }
+        // Whatever is left of the old group ends before the new one begins.
+        *process = None;
+        *process = Some(spawn(&self.server)?);
+        Ok(())
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.lock().as_mut().is_some_and(Process::is_running)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let mut process = self.lock();
+        match process
+            .as_mut()
+            .and_then(|process| process.is_running().then_some(process))
+        {
+            Some(process) => process.signal(signal),
+            None => Err(self.not_running()),
+        }
+    }
+
+    pub(crate) fn kill(&self) -> Result<()> {
+        self.take()?.kill()
+    }
+
+    pub(crate) fn terminate(&self, only: Option<&str>, patience: Duration) -> Result<()> {
+        self.take()?.terminate(only, patience)
+    }
+
+    /// Waits until `is_ready` says so; fails at once when the process has ended.
+    pub(crate) fn wait_until_ready(
+        &self,
+        limit: Duration,
+        logs: impl Fn() -> String,
+        mut is_ready: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        let fail = |reason: &str| Error::NotReady {
+            server: self.server.clone(),
+            reason: reason.into(),
+            logs: logs(),
+        };
+        let ready = wait_for(limit, Duration::from_millis(20), || {
+            if is_ready()? {
+                return Ok(Some(()));
+            }
+            if self.is_running() {
+                Ok(None)
+            } else {
+                Err(fail("it ended while starting"))
+            }
+        })?;
+        ready.ok_or_else(|| fail(&format!("nothing after {limit:?}")))
+    }
+
+    fn take(&self) -> Result<Process> {
+        self.lock().take().ok_or_else(|| self.not_running())
+    }
+
+    fn not_running(&self) -> Error {
+        Error::NotRunning {
+            server: self.server.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,7 +6,6 @@ mod resp;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -15,15 +14,13 @@ pub use options::{AppendFsync, RedisOptions, RedisVersion};
 use resp::Client;
 
 use crate::debian::DebianRoot;
-use crate::process::{Process, on_path, run};
+use crate::process::{Process, Slot, on_path, run};
 use crate::scratch::{self, Scratch};
-use crate::wait::wait_for;
-use crate::{Backend, Broker, Cache, Certificates, Error, Proxy, ReservedPort, Result, free_port};
+use crate::{Backend, Broker, Cache, Certificates, Proxy, ReservedPort, Result, free_port};
 
 /// Loading a large append-only file on a busy machine takes its time.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-const STEP: Duration = Duration::from_millis(10);
 
 /// A Redis or Valkey server with its append-only file on, in a folder and on ports of its own.
 #[derive(Debug)]
@@ -31,7 +28,7 @@ pub struct Redis {
     options: RedisOptions,
     program: Program,
     // Before `scratch`: fields are dropped in this order, and the server must be gone before its folder is.
-    process: Mutex<Option<Process>>,
+    process: Slot,
     proxy: Option<Proxy>,
     port: ReservedPort,
     tls_port: Option<ReservedPort>,
@@ -41,6 +38,7 @@ pub struct Redis {
 
 impl Redis {
     pub(crate) fn launch(options: RedisOptions) -> Result<Self> {
+        let name = options.version.name();
         let program = Program::find(options.version)?;
         let scratch = Scratch::new("redis")?;
         let port = free_port()?;
@@ -60,7 +58,7 @@ impl Redis {
         let redis = Self {
             options,
             program,
-            process: Mutex::new(None),
+            process: Slot::new(name),
             proxy,
             port,
             tls_port,
@@ -112,30 +110,17 @@ impl Redis {
     /// # Errors
     /// Those of [`Broker::start`].
     pub fn start_loading(&self) -> Result<()> {
-        let mut process = self.process();
-        if process.as_mut().is_some_and(Process::is_running) {
-            return Err(Error::Running { server: self.name() });
-        }
         let mut command = self.program.command()?;
         command
             .arg(self.scratch.path().join("redis.conf"))
             .current_dir(self.scratch.path());
-        *process = None;
-        *process = Some(Process::spawn(
-            &self.name(),
-            command,
-            &self.log_file(),
-            &self.scratch,
-        )?);
-        let listens = wait_for(READY_LIMIT, STEP, || {
-            if !process.as_mut().is_some_and(Process::is_running) {
-                return Err(self.not_ready("it ended while starting"));
-            }
-            Ok(TcpStream::connect(self.address()).ok())
-        })?;
-        listens
-            .map(drop)
-            .ok_or_else(|| self.not_ready("it does not listen"))
+        self.process
+            .fill(|name| Process::spawn(name, command, &self.log_file(), &self.scratch))?;
+        self.process.wait_until_ready(
+            READY_LIMIT,
+            || self.logs(),
+            || Ok(TcpStream::connect(self.address()).is_ok()),
+        )
     }
 
     fn client(&self) -> Result<Client> {
@@ -157,38 +142,8 @@ impl Redis {
             .map_or_else(String::new, |password| format!(":{password}@"))
     }
 
-    fn name(&self) -> String {
-        self.options.version.name().to_owned()
-    }
-
     fn log_file(&self) -> PathBuf {
         self.scratch.path().join("log")
-    }
-
-    fn not_ready(&self, reason: &str) -> Error {
-        Error::NotReady {
-            server: self.name(),
-            reason: reason.into(),
-            logs: self.logs(),
-        }
-    }
-
-    fn process(&self) -> MutexGuard<'_, Option<Process>> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        self.process()
-            .as_mut()
-            .and_then(|process| process.is_running().then_some(process))
-            .ok_or_else(|| Error::NotRunning { server: self.name() })?
-            .signal(signal)
-    }
-
-    fn take_process(&self) -> Result<Process> {
-        self.process()
-            .take()
-            .ok_or_else(|| Error::NotRunning { server: self.name() })
     }
 
     fn configuration(&self) -> String {
@@ -235,36 +190,32 @@ impl Broker for Redis {
     }
 
     fn is_running(&self) -> bool {
-        self.process().as_mut().is_some_and(Process::is_running)
+        self.process.is_running()
     }
 
     fn start(&self) -> Result<()> {
         self.start_loading()?;
-        let ready = wait_for(READY_LIMIT, STEP, || {
-            if !self.is_running() {
-                return Err(self.not_ready("it ended while loading"));
-            }
-            Ok(self.command(&["PING"]).ok())
-        })?;
-        ready
-            .map(drop)
-            .ok_or_else(|| self.not_ready("it does not answer"))
+        self.process.wait_until_ready(
+            READY_LIMIT,
+            || self.logs(),
+            || Ok(self.command(&["PING"]).is_ok()),
+        )
     }
 
     fn stop(&self) -> Result<()> {
-        self.take_process()?.terminate(None, STOP_LIMIT)
+        self.process.terminate(None, STOP_LIMIT)
     }
 
     fn kill(&self) -> Result<()> {
-        self.take_process()?.kill()
+        self.process.kill()
     }
 
     fn freeze(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        self.process.signal(Signal::STOP)
     }
 
     fn thaw(&self) -> Result<()> {
-        self.signal(Signal::CONT)
+        self.process.signal(Signal::CONT)
     }
 
     fn logs(&self) -> String {

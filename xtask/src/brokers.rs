@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use test_brokers::{Backend, Broker, Cache, RedisOptions};
+use test_brokers::{Backend, Broker, Cache, KafkaOptions, RedisOptions};
 
 use crate::Result;
 use crate::arguments::BrokerCommand;
@@ -81,6 +81,7 @@ fn hold(backend: Backend) -> Result<bool> {
     file.set_len(0)?;
     let broker: Box<dyn Broker> = match backend {
         Backend::Redis => Box::new(RedisOptions::new().start()?),
+        Backend::Kafka => Box::new(KafkaOptions::new().start()?),
         other => return Err(format!("{other} cannot be started yet").into()),
     };
     writeln!(file, "{}", broker.url())?;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use test_brokers::{Backend, RedisVersion};
+use test_brokers::{Backend, KafkaOptions, RedisVersion};
 
 use crate::Result;
 use crate::cargo::{Package, cargo, packages, succeeds};
@@ -118,8 +118,10 @@ fn fetch(backend: Backend, redis: RedisVersion) -> Result<()> {
     if backend.external_url().is_some() {
         return Ok(());
     }
-    if backend == Backend::Redis {
-        redis.fetch()?;
+    match backend {
+        Backend::Redis => redis.fetch()?,
+        Backend::Kafka => KafkaOptions::fetch()?,
+        _ => {}
     }
     Ok(())
 }
