@@ -39,6 +39,10 @@ impl DebianRoot {
         Ok(Self { root })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.root
+    }
+
     /// Returns a command that runs `/usr/bin/<program>` of this root with the root's own loader and libraries,
     /// so that the release need not be that of the machine.
     pub(crate) fn command(&self, program: &str) -> Result<Command> {
