@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use test_brokers::{Backend, RedisVersion};
+use test_brokers::{Backend, RabbitMqVersion, RedisVersion};
 
-use crate::suite::{RabbitMqRow, Selection, Target};
+use crate::suite::{Selection, Target};
 
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -148,7 +148,7 @@ fn selection(mut words: impl Iterator<Item = String>) -> Result<Selection, Usage
             }
             ("--redis", "8") => selection.redis = RedisVersion::V8,
             ("--redis", "valkey") => selection.redis = RedisVersion::Valkey,
-            ("--rabbitmq", "4") => selection.rabbitmq = RabbitMqRow::V4,
+            ("--rabbitmq", "4") => selection.rabbitmq = RabbitMqVersion::V4,
             (_, value) => return Err(UsageError::value(&format!("value of {name}"), value)),
         }
     }

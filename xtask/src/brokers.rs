@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use test_brokers::{Backend, Broker, Cache, KafkaOptions, RedisOptions};
+use test_brokers::{Backend, Broker, Cache, KafkaOptions, RabbitMqOptions, RedisOptions};
 
 use crate::Result;
 use crate::arguments::BrokerCommand;
@@ -82,6 +82,7 @@ fn hold(backend: Backend) -> Result<bool> {
     let broker: Box<dyn Broker> = match backend {
         Backend::Redis => Box::new(RedisOptions::new().start()?),
         Backend::Kafka => Box::new(KafkaOptions::new().start()?),
+        Backend::Amqp => Box::new(RabbitMqOptions::new().start()?),
         other => return Err(format!("{other} cannot be started yet").into()),
     };
     writeln!(file, "{}", broker.url())?;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use test_brokers::{Backend, KafkaOptions, RedisVersion};
+use test_brokers::{Backend, KafkaOptions, RabbitMqVersion, RedisVersion};
 
 use crate::Result;
 use crate::cargo::{Package, cargo, packages, succeeds};
@@ -18,7 +18,7 @@ pub(crate) struct Selection {
     pub(crate) targets: Vec<Target>,
     pub(crate) full: bool,
     pub(crate) redis: RedisVersion,
-    pub(crate) rabbitmq: RabbitMqRow,
+    pub(crate) rabbitmq: RabbitMqVersion,
     /// For the test binaries.
     pub(crate) arguments: Vec<String>,
 }
@@ -28,14 +28,6 @@ pub(crate) struct Selection {
 pub(crate) enum Target {
     Memory,
     Broker(Backend),
-}
-
-/// The RabbitMQ that is tested against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum RabbitMqRow {
-    #[default]
-    V3,
-    V4,
 }
 
 impl Target {
@@ -65,7 +57,7 @@ pub(crate) fn test(selection: &Selection) -> Result<bool> {
         })
         .collect();
     for backend in &brokers {
-        fetch(*backend, selection.redis)?;
+        fetch(*backend, selection)?;
     }
 
     let mut summary = run_tests(with_versions(&mut test_command(selection, &all), selection))?;
@@ -79,9 +71,7 @@ pub(crate) fn test(selection: &Selection) -> Result<bool> {
         }
     }
     if selection.full {
-        for row in full_rows(selection, &brokers, &all)? {
-            summary += row;
-        }
+        summary += full_rows(selection, &brokers, &all)?;
     }
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(summary.failed == 0)
@@ -114,20 +104,23 @@ pub(crate) fn conformance(url: &str, rest: &[String]) -> Result<bool> {
 }
 
 /// Warms the cache, so that no test waits for a download.
-fn fetch(backend: Backend, redis: RedisVersion) -> Result<()> {
+fn fetch(backend: Backend, selection: &Selection) -> Result<()> {
     if backend.external_url().is_some() {
         return Ok(());
     }
     match backend {
-        Backend::Redis => redis.fetch()?,
+        Backend::Redis => selection.redis.fetch()?,
         Backend::Kafka => KafkaOptions::fetch()?,
+        Backend::Amqp => selection.rabbitmq.fetch()?,
         _ => {}
     }
     Ok(())
 }
 
 fn with_versions<'a>(command: &'a mut Command, selection: &Selection) -> &'a mut Command {
-    command.env(RedisVersion::VARIABLE, selection.redis.value());
+    command
+        .env(RedisVersion::VARIABLE, selection.redis.value())
+        .env(RabbitMqVersion::VARIABLE, selection.rabbitmq.value());
     if selection.full {
         command.env(FULL_VARIABLE, "1");
     }
@@ -169,23 +162,30 @@ fn features(targets: &[Target], packages: &[&Package]) -> Vec<String> {
 }
 
 /// Runs the drivers again on the servers' other versions.
-fn full_rows(selection: &Selection, brokers: &[Backend], all: &[Package]) -> Result<Vec<Summary>> {
-    let mut rows = Vec::new();
+fn full_rows(selection: &Selection, brokers: &[Backend], all: &[Package]) -> Result<Summary> {
+    let mut summary = Summary::default();
+    let mut row = |backend: Backend, variable: &str, value: &str| -> Result<()> {
+        let mut command = row_command(backend, all);
+        summary += run_tests(command.env(variable, value).env(FULL_VARIABLE, "1"))?;
+        Ok(())
+    };
     if brokers.contains(&Backend::Redis) {
         for version in [RedisVersion::V7, RedisVersion::V8, RedisVersion::Valkey] {
-            if version == selection.redis {
-                continue;
+            if version != selection.redis {
+                version.fetch()?;
+                row(Backend::Redis, RedisVersion::VARIABLE, version.value())?;
             }
-            version.fetch()?;
-            let mut command = row_command(Backend::Redis, all);
-            rows.push(run_tests(
-                command
-                    .env(RedisVersion::VARIABLE, version.value())
-                    .env(FULL_VARIABLE, "1"),
-            )?);
         }
     }
-    Ok(rows)
+    if brokers.contains(&Backend::Amqp) {
+        for version in [RabbitMqVersion::V3, RabbitMqVersion::V4] {
+            if version != selection.rabbitmq {
+                version.fetch()?;
+                row(Backend::Amqp, RabbitMqVersion::VARIABLE, version.value())?;
+            }
+        }
+    }
+    Ok(summary)
 }
 
 fn row_command(backend: Backend, all: &[Package]) -> Command {
