@@ -1,1 +1,3 @@
 //! The Apache RocketMQ driver of the mq message-queue API.
+
+pub mod remoting;
