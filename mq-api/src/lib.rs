@@ -7,8 +7,10 @@ pub mod assign;
 mod budget;
 mod capabilities;
 mod close_once;
+mod codec;
 pub mod driver;
 mod error;
+pub mod escape;
 mod headers;
 mod lag;
 mod message;
@@ -20,10 +22,15 @@ mod propagate;
 mod receipt;
 mod time;
 mod topic;
+pub mod url;
 
+#[cfg(feature = "json")]
+pub use self::codec::Json;
 pub use self::{
     capabilities::{Capabilities, Support},
+    codec::{Decode, Encode},
     error::{Error, ErrorKind, Outcome, Result},
+    escape::dead_letter_topic,
     headers::{Header, Headers, RESERVED_PREFIX},
     lag::{Lag, PartitionLag},
     message::{DEFAULT_MAX_METADATA, DEFAULT_MAX_PAYLOAD, Due, MAX_HEADER_NAME, Message, MessageLimits},

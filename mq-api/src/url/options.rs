@@ -1,0 +1,163 @@
+//! Options of a URL, taken out one by one.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use super::invalid;
+use crate::Result;
+
+/// Holds options that have not been taken yet. What is left at the end is unknown, which [`finish`](Self::finish) says.
+#[derive(Clone, Default)]
+pub struct UrlOptions {
+    left: Vec<(String, String)>,
+    asked: Vec<&'static str>,
+}
+
+impl UrlOptions {
+    pub(super) fn new(options: Vec<(String, String)>) -> Self {
+        Self {
+            left: options,
+            asked: Vec::new(),
+        }
+    }
+
+    /// Takes an option as text.
+    pub fn take(&mut self, name: &'static str) -> Option<String> {
+        if !self.asked.contains(&name) {
+            self.asked.push(name);
+        }
+        let at = self.left.iter().position(|(given, _)| given == name)?;
+        Some(self.left.remove(at).1)
+    }
+
+    /// Takes an option that is a number.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) where it is none, or out of the range of `T`.
+    pub fn take_number<T: FromStr>(&mut self, name: &'static str) -> Result<Option<T>> {
+        self.take_as(name, "a number in its range", |value| value.parse().ok())
+    }
+
+    /// Takes an option that is `true` or `false`.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) where it is neither.
+    pub fn take_bool(&mut self, name: &'static str) -> Result<Option<bool>> {
+        self.take_as(name, "`true` or `false`", |value| value.parse().ok())
+    }
+
+    /// Takes an option that is a time: a whole number followed by `ms`, `s`, `m` or `h`.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) where it is none.
+    pub fn take_duration(&mut self, name: &'static str) -> Result<Option<Duration>> {
+        self.take_as(
+            name,
+            "a whole number followed by `ms`, `s`, `m` or `h`",
+            parse_duration,
+        )
+    }
+
+    /// Takes an option that is a size: a whole number of bytes, or one followed by `B`, `KiB`, `MiB` or `GiB`.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) where it is none.
+    pub fn take_size(&mut self, name: &'static str) -> Result<Option<usize>> {
+        self.take_as(
+            name,
+            "a whole number of bytes, or one followed by `B`, `KiB`, `MiB` or `GiB`",
+            parse_size,
+        )
+    }
+
+    /// Takes an option that is one of a few words, each with what it stands for.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), listing the words, where it is another.
+    pub fn take_word<T: Clone>(&mut self, name: &'static str, words: &[(&str, T)]) -> Result<Option<T>> {
+        let list: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+        self.take_as(name, &format!("one of {}", list.join(", ")), |value| {
+            words
+                .iter()
+                .find(|(word, _)| *word == value)
+                .map(|(_, meaning)| meaning.clone())
+        })
+    }
+
+    /// Ends the taking: an option that is left is one that the backend does not know.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), naming what is left and what is known.
+    pub fn finish(self) -> Result<()> {
+        if self.left.is_empty() {
+            return Ok(());
+        }
+        let quote = |names: &mut dyn Iterator<Item = &str>| {
+            names
+                .map(|name| format!("`{name}`"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let left = quote(&mut self.left.iter().map(|(name, _)| name.as_str()));
+        let known = quote(&mut self.asked.iter().copied().chain(super::CLIENT_OPTIONS));
+        Err(invalid(format!(
+            "unknown option {left} of the URL; known are {known}"
+        )))
+    }
+
+    fn take_as<T>(
+        &mut self,
+        name: &'static str,
+        rule: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.take(name) else {
+            return Ok(None);
+        };
+        match parse(&value) {
+            Some(parsed) => Ok(Some(parsed)),
+            None => Err(invalid(format!(
+                "option `{name}` of the URL is {value:?}, it must be {rule}"
+            ))),
+        }
+    }
+}
+
+impl fmt::Debug for UrlOptions {
+    // Values may be secrets: names only.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.left.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
+
+/// Splits a number from the unit behind it.
+fn split_unit(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit))
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let (number, unit) = split_unit(text)?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.checked_mul(millis).map(Duration::from_millis)
+}
+
+fn parse_size(text: &str) -> Option<usize> {
+    let (number, unit) = split_unit(text)?;
+    let factor = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    usize::try_from(number.checked_mul(factor)?).ok()
+}
