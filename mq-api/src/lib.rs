@@ -6,9 +6,13 @@
 pub mod assign;
 mod budget;
 mod capabilities;
+mod channel;
 mod close_once;
 mod codec;
+mod consumer;
+mod delivery;
 pub mod driver;
+mod engine;
 mod error;
 pub mod escape;
 mod headers;
@@ -28,7 +32,11 @@ pub mod url;
 pub use self::codec::Json;
 pub use self::{
     capabilities::{Capabilities, Support},
+    channel::Channel,
     codec::{Decode, Encode},
+    consumer::{AssignedPartition, Consumer, ConsumerBuilder, ConsumerStatus, Mode, PartitionStatus},
+    delivery::Delivery,
+    engine::{Backoff, DeadLetter, Ordering},
     error::{Error, ErrorKind, Outcome, Result},
     escape::dead_letter_topic,
     headers::{Header, Headers, RESERVED_PREFIX},

@@ -1,6 +1,0 @@
-//! Cases about faults.
-
-use super::Case;
-
-/// The cases of this theme.
-pub(crate) const CASES: &[Case] = &[];

@@ -1,6 +1,0 @@
-//! Cases about positions.
-
-use super::Case;
-
-/// The cases of this theme.
-pub(crate) const CASES: &[Case] = &[];

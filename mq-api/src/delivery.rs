@@ -1,0 +1,205 @@
+//! A message in the hands of a group member.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{
+    Decode, GroupName, Headers, Message, Moment, Offset, Result, Timestamp, TopicName,
+    engine::{Handed, Item, Settle, Settlement},
+};
+
+/// Lends a message to a group member until it is settled.
+///
+/// It counts as consumed only after [`ack`](Self::ack). Dropping it un-settled is a [`nack`](Self::nack). It keeps a
+/// lease on the batch that it came in, not a copy, and keeps no consumer alive.
+///
+/// The settling methods are synchronous and cheap: they note the settlement; acks are stored by the commit timer, and
+/// [`Consumer::commit`](crate::Consumer::commit) waits for that. Each returns [`StaleAck`](crate::ErrorKind::StaleAck)
+/// where the partition has moved on since the hand-over (another member has it, or a seek went past it), and
+/// [`Closed`](crate::ErrorKind::Closed) after the consumer was closed; neither does harm: the message comes again.
+pub struct Delivery {
+    item: Item,
+    settled: bool,
+    attempt: u32,
+    handed_over_at: Moment,
+}
+
+impl Delivery {
+    pub(crate) fn new(item: Item, attempt: u32, handed_over_at: Moment) -> Self {
+        Self {
+            item,
+            settled: false,
+            attempt,
+            handed_over_at,
+        }
+    }
+
+    /// Returns the message.
+    #[must_use]
+    pub fn message(&self) -> &Message {
+        &self.item.record().message
+    }
+
+    /// Returns the payload's bytes, empty for a tombstone.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        self.message().payload_or_empty()
+    }
+
+    /// Returns the key.
+    #[must_use]
+    pub fn key(&self) -> Option<&Bytes> {
+        self.message().key()
+    }
+
+    /// Returns the headers.
+    #[must_use]
+    pub fn headers(&self) -> &Headers {
+        self.message().headers()
+    }
+
+    /// Returns the topic that the message was consumed from.
+    #[must_use]
+    pub fn topic(&self) -> &TopicName {
+        self.item.source.owner.topic()
+    }
+
+    /// Returns the group that consumes it.
+    #[must_use]
+    pub fn group(&self) -> &GroupName {
+        self.item.source.owner.group()
+    }
+
+    /// Returns the partition.
+    #[must_use]
+    pub fn partition(&self) -> u32 {
+        self.item.source.assignment.partition
+    }
+
+    /// Returns the offset in the partition.
+    #[must_use]
+    pub fn offset(&self) -> Offset {
+        self.item.record().offset
+    }
+
+    /// Returns when the message was stored, by the clock that the driver's page names.
+    #[must_use]
+    pub fn timestamp(&self) -> Timestamp {
+        self.item.record().stored_at
+    }
+
+    /// Returns which hand-over of this message it is, 1 for the first.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Returns the epoch of the tenure under which it was handed over; it grows with each owner of the partition.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.item.source.assignment.epoch
+    }
+
+    /// Returns when it was handed over, by the clock that leases are measured by.
+    #[must_use]
+    pub fn handed_over_at(&self) -> Moment {
+        self.handed_over_at
+    }
+
+    /// Decodes the payload.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`](crate::ErrorKind::InvalidMessage) where the codec cannot; the message may then be rejected.
+    pub fn decode<T>(&self, codec: &impl Decode<T>) -> Result<T> {
+        self.message().decode(codec)
+    }
+
+    /// Decodes a JSON payload.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`](crate::ErrorKind::InvalidMessage) where it is not what `T` is made of.
+    #[cfg(feature = "json")]
+    pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
+        self.message().decode_json()
+    }
+
+    /// Notes that the message is done.
+    ///
+    /// # Errors
+    /// [`StaleAck`](crate::ErrorKind::StaleAck), [`Closed`](crate::ErrorKind::Closed).
+    pub fn ack(self) -> Result<()> {
+        self.settle(Settlement::Ack)
+    }
+
+    /// Lets the message come again after the back-off that the consumer was opened with.
+    ///
+    /// # Errors
+    /// [`StaleAck`](crate::ErrorKind::StaleAck), [`Closed`](crate::ErrorKind::Closed).
+    pub fn nack(self) -> Result<()> {
+        self.settle(Settlement::Nack)
+    }
+
+    /// Lets the message come again after this long.
+    ///
+    /// # Errors
+    /// [`StaleAck`](crate::ErrorKind::StaleAck), [`Closed`](crate::ErrorKind::Closed).
+    pub fn nack_after(self, delay: Duration) -> Result<()> {
+        self.settle(Settlement::NackAfter(delay))
+    }
+
+    /// Sends the message to the dead-letter topic; without one it is settled, counted and logged.
+    ///
+    /// The message stays un-acked until its dead letter is stored.
+    ///
+    /// # Errors
+    /// [`StaleAck`](crate::ErrorKind::StaleAck), [`Closed`](crate::ErrorKind::Closed).
+    pub fn reject(self) -> Result<()> {
+        self.settle(Settlement::Reject)
+    }
+
+    fn settle(mut self, how: Settlement) -> Result<()> {
+        self.settled = true;
+        let owner = Arc::clone(&self.item.source.owner);
+        owner.settle(self.item.clone(), how)
+    }
+
+    /// Makes a delivery, settled already where acks are automatic.
+    pub(crate) fn handed(handed: Handed, at: Moment, auto_ack: bool) -> Self {
+        let mut delivery = Self::new(handed.item, handed.attempt, at);
+        delivery.settled = auto_ack;
+        delivery
+    }
+
+    /// Returns the engine that handed it over.
+    pub(crate) fn owner(&self) -> *const dyn Settle {
+        Arc::as_ptr(&self.item.source.owner)
+    }
+
+    /// Takes the item out without settling it.
+    pub(crate) fn into_item(mut self) -> Item {
+        self.settled = true;
+        self.item.clone()
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if !self.settled {
+            // Stale or closed: the message comes again by itself.
+            let _ = self.item.source.owner.settle(self.item.clone(), Settlement::Nack);
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("topic", self.topic())
+            .field("partition", &self.partition())
+            .field("offset", &self.offset())
+            .field("attempt", &self.attempt)
+            .field("message", self.message())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,285 @@
+//! The delivery engine: everything between a driver's batches and a user's deliveries.
+//!
+//! All state of one group member lies in [`core::Core`] under one lock that is never held across a wait. A call that
+//! wants a message takes what is ready, or drives the driver's events itself and waits to be woken straight by them;
+//! [`task`] does what needs waiting or a timer: commits, releases, redeliveries, dead letters, leases, the end.
+
+pub(crate) mod broadcast;
+mod charge;
+mod config;
+mod core;
+mod dead_letter;
+mod item;
+mod lanes;
+mod partition;
+mod queue;
+mod settle;
+mod task;
+mod waiters;
+mod window;
+
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use tokio::sync::{oneshot, watch};
+
+pub(crate) use self::{
+    config::EngineConfig,
+    core::{Core, Counters, Handed},
+    item::Item,
+    queue::QueueEngine,
+    settle::{Settle, Settlement},
+};
+pub use self::{
+    config::{Backoff, DeadLetter},
+    lanes::Ordering,
+};
+use self::{
+    core::CommitWaiter,
+    waiters::{Entry, Waiters},
+};
+use crate::{
+    Delivery, Error, GroupName, Offset, Position, Result, TopicName,
+    driver::{self, AssignmentId, Events},
+    mq::MqInner,
+};
+
+/// Runs one group member.
+pub(crate) struct Engine {
+    core: Mutex<Core>,
+    waiters: Arc<Waiters>,
+    topic: TopicName,
+    group: GroupName,
+    /// The result of closing, once there is one; every caller gets the same.
+    closed: watch::Receiver<Option<Result<()>>>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("topic", &self.topic)
+            .field("group", &self.group)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts the engine over a driver's consumer; its task runs until it is closed, ends or is let go.
+    pub(crate) fn start(
+        mq: &Arc<MqInner>,
+        config: EngineConfig,
+        driver: Arc<dyn driver::Consumer>,
+        events: Box<dyn Events>,
+    ) -> Arc<Self> {
+        let waiters = Arc::new(Waiters::default());
+        let waker = Waker::from(Arc::clone(&waiters));
+        let (closed_sender, closed) = watch::channel(None);
+        let (topic, group) = (config.topic.clone(), config.group.clone());
+        let core = Core::new(config, Arc::clone(&mq.budget), Arc::clone(&driver), events, waker);
+        let engine = Arc::new(Self {
+            core: Mutex::new(core),
+            waiters,
+            topic,
+            group,
+            closed,
+        });
+        engine.lock().owner = Some(Arc::clone(&engine) as Arc<dyn Settle>);
+        // The first look takes the assignments in.
+        engine.waiters.notify();
+        tokio::spawn(task::run(
+            Arc::clone(&engine),
+            Arc::clone(mq),
+            driver,
+            closed_sender,
+        ));
+        engine
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works on the state, then wakes the task where that left it something to do.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Core) -> R) -> R {
+        let mut core = self.lock();
+        let result = work(&mut core);
+        let kick = std::mem::take(&mut core.kick);
+        drop(core);
+        if kick {
+            self.waiters.kick();
+        }
+        result
+    }
+
+    /// Waits until `take` returns something.
+    ///
+    /// Dropping the future loses nothing: `take` runs in one go with the return of its result.
+    pub(crate) async fn wait<R>(&self, mut take: impl FnMut(&mut Core) -> Option<R>) -> Result<R> {
+        let mut entry = Entry::new(&self.waiters);
+        poll_fn(|cx| self.poll_take(cx, &mut entry, &mut take)).await
+    }
+
+    fn poll_take<R>(
+        &self,
+        cx: &mut Context<'_>,
+        entry: &mut Entry<'_>,
+        take: &mut impl FnMut(&mut Core) -> Option<R>,
+    ) -> Poll<Result<R>> {
+        loop {
+            let found = self.with(|core| {
+                core.check_open()?;
+                if let Some(result) = take(core) {
+                    return Ok(Some((result, core.has_ready())));
+                }
+                core.drive();
+                // What the events brought counts more than an error that they brought behind it.
+                if let Some(result) = take(core) {
+                    return Ok(Some((result, core.has_ready())));
+                }
+                core.check_open()?;
+                Ok(None)
+            });
+            match found {
+                Err(error) => {
+                    entry.looked();
+                    return Poll::Ready(Err(error));
+                }
+                Ok(Some((result, more))) => {
+                    entry.looked();
+                    if more {
+                        self.waiters.pass_on();
+                    }
+                    return Poll::Ready(Ok(result));
+                }
+                Ok(None) => {
+                    if entry.wait(cx.waker()) {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes what is there without waiting.
+    pub(crate) fn try_take<R>(&self, mut take: impl FnMut(&mut Core) -> Option<R>) -> Result<Option<R>> {
+        self.with(|core| {
+            core.check_open()?;
+            if let Some(result) = take(core) {
+                return Ok(Some(result));
+            }
+            core.drive();
+            Ok(take(core))
+        })
+    }
+
+    /// Takes in what the driver has, then looks.
+    pub(crate) fn try_drive<R>(&self, look: impl FnOnce(&mut Core) -> R) -> R {
+        self.with(|core| {
+            core.drive();
+            look(core)
+        })
+    }
+
+    /// Tells whether a delivery was handed over here.
+    pub(crate) fn owns(&self, delivery: &Delivery) -> bool {
+        std::ptr::addr_eq(delivery.owner(), self)
+    }
+
+    /// Wakes waiting calls, as after a change that may have made something ready.
+    pub(crate) fn wake_all(&self) {
+        self.waiters.notify_all();
+    }
+
+    pub(crate) fn wake_one(&self) {
+        self.waiters.pass_on();
+    }
+
+    /// Moves a partition and waits for where it went. The move goes on if the future is dropped.
+    pub(crate) async fn seek(&self, partition: u32, to: Position) -> Result<Offset> {
+        let (done, moved) = oneshot::channel();
+        self.with(|core| {
+            core.check_open()?;
+            let id = core
+                .partitions
+                .get(partition as usize)
+                .and_then(Option::as_ref)
+                .map_or(AssignmentId { partition, epoch: 0 }, |entry| entry.id);
+            core.ask_seek(id, to, Some(done))
+        })?;
+        let result = moved.await.unwrap_or_else(|_| Err(Error::closed("consumer")));
+        self.wake_one();
+        result
+    }
+
+    /// Waits until what is acked is stored and what is rejected is in the dead letters.
+    pub(crate) async fn commit(&self) -> Result<()> {
+        let (done, stored) = oneshot::channel();
+        self.with(|core| {
+            if core.closing {
+                return Err(Error::closed("consumer"));
+            }
+            if let Some(error) = &core.terminal {
+                return Err(error.clone());
+            }
+            let needs = core
+                .assigned()
+                .filter(|partition| partition.commits.is_dirty())
+                .map(|partition| (partition.id, partition.commits.version))
+                .collect();
+            let rejected = core
+                .dead
+                .iter()
+                .map(|dead| (dead.item.source.assignment, dead.item.seq))
+                .collect();
+            core.commit_waiters.push(CommitWaiter {
+                needs,
+                rejected,
+                done,
+            });
+            core.commit_now();
+            Ok(())
+        })?;
+        stored.await.unwrap_or_else(|_| Err(Error::closed("consumer")))
+    }
+
+    /// Asks for the end without waiting for it.
+    pub(crate) fn ask_close(&self) {
+        self.with(|core| {
+            core.closing = true;
+            core.kick = true;
+        });
+        self.waiters.notify_all();
+    }
+
+    /// Ends the member and waits for the end; every caller gets the same result.
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.ask_close();
+        let mut closed = self.closed.clone();
+        match closed.wait_for(Option::is_some).await {
+            Ok(result) => result.clone().unwrap_or(Ok(())),
+            // The runtime that the task ran in is gone, and the member with it.
+            Err(_) => Err(Error::closed("consumer")),
+        }
+    }
+}
+
+impl Settle for Engine {
+    fn settle(&self, item: Item, how: Settlement) -> Result<()> {
+        if self.with(|core| core.settle(item, how))? {
+            self.waiters.pass_on();
+        }
+        Ok(())
+    }
+
+    fn topic(&self) -> &TopicName {
+        &self.topic
+    }
+
+    fn group(&self) -> &GroupName {
+        &self.group
+    }
+}

@@ -1,0 +1,755 @@
+//! The state of one group member, changed under one lock and without waiting.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    charge::Charge,
+    config::EngineConfig,
+    item::Item,
+    partition::{Next, Partition},
+    settle::{Settle, Settlement},
+};
+use crate::{
+    Error, ErrorKind, Moment, Offset, OnTrimmed, Position, Result,
+    budget::Budget,
+    driver::{self, Assignment, AssignmentId, Batch, Event, Events},
+};
+
+/// How many messages one partition hands over before the next has its turn.
+const TURN: u32 = 64;
+
+/// How many events are taken in at a time, so that no caller works for all.
+const MOST_EVENTS: usize = 64;
+
+/// Counts what has happened to a consumer since it was opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) delivered: u64,
+    pub(crate) acked: u64,
+    pub(crate) nacked: u64,
+    pub(crate) rejected: u64,
+    pub(crate) redelivered: u64,
+    pub(crate) dead_lettered: u64,
+    pub(crate) dead_letter_failures: u64,
+    pub(crate) stale_acks: u64,
+    pub(crate) trimmed: u64,
+    pub(crate) commits: u64,
+    pub(crate) commit_failures: u64,
+}
+
+/// Waits until what was acked before it is stored.
+#[derive(Debug)]
+pub(crate) struct CommitWaiter {
+    /// What must be stored: the tenure and the version.
+    pub(crate) needs: Vec<(AssignmentId, u64)>,
+    /// What must be in the dead letters first.
+    pub(crate) rejected: Vec<(AssignmentId, u64)>,
+    pub(crate) done: oneshot::Sender<Result<()>>,
+}
+
+/// Asks for a move, and waits for where it went.
+#[derive(Debug)]
+pub(crate) struct SeekRequest {
+    pub(crate) id: AssignmentId,
+    pub(crate) to: Position,
+    pub(crate) generation: u64,
+    pub(crate) done: Option<oneshot::Sender<Result<Offset>>>,
+}
+
+/// A message on its way to the dead letters.
+#[derive(Debug)]
+pub(crate) struct DeadItem {
+    pub(crate) item: Item,
+    pub(crate) reason: &'static str,
+    pub(crate) attempts: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Outage {
+    pub(crate) since: Instant,
+    pub(crate) error: Error,
+    pub(crate) reported: bool,
+}
+
+/// Keeps everything about one member of a group.
+pub(crate) struct Core {
+    pub(crate) config: EngineConfig,
+    budget: Arc<Budget>,
+    driver: Arc<dyn driver::Consumer>,
+    events: Box<dyn Events>,
+    waker: Waker,
+    pub(crate) owner: Option<Arc<dyn Settle>>,
+    pub(crate) partitions: Vec<Option<Partition>>,
+    ready: VecDeque<u32>,
+    turn: u32,
+    pub(crate) all_paused: bool,
+    pub(crate) paused: Vec<u32>,
+    pub(crate) released: Vec<AssignmentId>,
+    pub(crate) seeks: Vec<SeekRequest>,
+    pub(crate) dead: VecDeque<DeadItem>,
+    pub(crate) commit_waiters: Vec<CommitWaiter>,
+    pub(crate) commit_due: Option<Instant>,
+    unstored: usize,
+    pub(crate) counters: Counters,
+    pub(crate) outage: Option<Outage>,
+    /// An error that one call is to return.
+    pub(crate) report: Option<Error>,
+    pub(crate) last_error: Option<Error>,
+    pub(crate) terminal: Option<Error>,
+    pub(crate) closing: bool,
+    /// The engine's task has something new to do.
+    pub(crate) kick: bool,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("topic", &self.config.topic)
+            .field("group", &self.config.group)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A message that is handed over.
+pub(crate) struct Handed {
+    pub(crate) item: Item,
+    pub(crate) attempt: u32,
+}
+
+impl Core {
+    pub(crate) fn new(
+        config: EngineConfig,
+        budget: Arc<Budget>,
+        driver: Arc<dyn driver::Consumer>,
+        events: Box<dyn Events>,
+        waker: Waker,
+    ) -> Self {
+        Self {
+            config,
+            budget,
+            driver,
+            events,
+            waker,
+            owner: None,
+            partitions: Vec::new(),
+            ready: VecDeque::new(),
+            turn: 0,
+            all_paused: false,
+            paused: Vec::new(),
+            released: Vec::new(),
+            seeks: Vec::new(),
+            dead: VecDeque::new(),
+            commit_waiters: Vec::new(),
+            commit_due: None,
+            unstored: 0,
+            counters: Counters::default(),
+            outage: None,
+            report: None,
+            last_error: None,
+            terminal: None,
+            closing: false,
+            kick: false,
+        }
+    }
+
+    /// Reads the clock that hand-overs are stamped by.
+    pub(crate) fn now(&self) -> Moment {
+        self.config.clock.now()
+    }
+
+    /// Guesses how many messages can be taken now, for the size of an allocation.
+    pub(crate) fn likely_ready(&self) -> usize {
+        const MOST: usize = 1024;
+        self.assigned()
+            .map(|partition| partition.fetched_messages)
+            .sum::<usize>()
+            .clamp(1, MOST)
+    }
+
+    /// Acks a message; returns whether a waiting call may find something now.
+    pub(crate) fn ack(&mut self, item: Item) -> Result<bool> {
+        self.settle(item, Settlement::Ack)
+    }
+
+    /// Tells whether the member has ended.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        match &self.terminal {
+            _ if self.closing => Err(Error::closed("consumer")),
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells why nothing is handed over any more.
+    pub(crate) fn check_open(&mut self) -> Result<()> {
+        if self.closing {
+            return Err(Error::closed("consumer"));
+        }
+        match &self.terminal {
+            Some(error) => Err(error.clone()),
+            None => match self.report.take() {
+                Some(error) => Err(error),
+                None => Ok(()),
+            },
+        }
+    }
+
+    pub(crate) fn partition(&self, id: AssignmentId) -> Option<&Partition> {
+        self.partitions
+            .get(id.partition as usize)?
+            .as_ref()
+            .filter(|partition| partition.id == id)
+    }
+
+    pub(crate) fn partition_mut(&mut self, id: AssignmentId) -> Option<&mut Partition> {
+        self.partitions
+            .get_mut(id.partition as usize)?
+            .as_mut()
+            .filter(|partition| partition.id == id)
+    }
+
+    pub(crate) fn assigned(&self) -> impl Iterator<Item = &Partition> {
+        self.partitions.iter().flatten()
+    }
+
+    /// Takes in what the driver has, until it has nothing or enough is here.
+    pub(crate) fn drive(&mut self) {
+        for _ in 0..MOST_EVENTS {
+            if self.terminal.is_some() {
+                return;
+            }
+            let mut cx = Context::from_waker(&self.waker);
+            match self.events.poll_event(&mut cx) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(event)) => self.take_in(event),
+                Poll::Ready(Err(error)) => self.end(error),
+            }
+        }
+        // There may be more, and the waker is not registered: look again soon.
+        self.waker.wake_by_ref();
+    }
+
+    fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Batch(batch) => self.take_batch(batch),
+            Event::Assigned(assignments) => assignments.into_iter().for_each(|a| self.assigned_now(a)),
+            Event::Revoked(ids) => {
+                for id in ids {
+                    tracing::debug!(partition = id.partition, epoch = id.epoch, "partition revoked");
+                    match self.partition_mut(id) {
+                        Some(partition) => partition.stop(),
+                        None => self.released.push(id),
+                    }
+                }
+                self.kick = true;
+            }
+            Event::Lost(ids) => {
+                for id in ids {
+                    self.lose(id, "the backend took it back");
+                }
+            }
+            Event::Trimmed { assignment, from, to } => self.trimmed(assignment, from, to),
+            Event::TopicGone => {
+                let error = driver::topic_not_found(&self.config.topic);
+                self.end(error);
+            }
+            Event::Outage(error) => {
+                self.last_error = Some(error.clone());
+                if self.outage.is_none() {
+                    tracing::warn!(topic = %self.config.topic, group = %self.config.group, %error, "backend out of reach");
+                    self.outage = Some(Outage {
+                        since: Instant::now(),
+                        error,
+                        reported: false,
+                    });
+                    self.kick = true;
+                }
+            }
+            Event::Recovered => {
+                self.outage = None;
+                self.report = None;
+            }
+        }
+    }
+
+    fn take_batch(&mut self, batch: Batch) {
+        let id = batch.assignment;
+        let (most, most_bytes) = (self.config.prefetch, self.config.prefetch_bytes);
+        let Some(owner) = self.owner.clone() else { return };
+        let Some(partition) = self
+            .partitions
+            .get_mut(id.partition as usize)
+            .and_then(Option::as_mut)
+        else {
+            return;
+        };
+        if partition.id != id || partition.revoking {
+            return;
+        }
+        partition.push(batch, &owner);
+        let enough = partition.fetched_messages >= most
+            || partition.fetched_bytes >= most_bytes
+            || partition.fetched_messages > 0 && partition.charge.is_exhausted();
+        if enough && !partition.full {
+            partition.full = true;
+            self.driver.pause(&[id], true);
+        }
+        let dirty = partition.commits.is_dirty();
+        self.make_ready(id.partition);
+        if dirty {
+            self.plan_commit();
+        }
+    }
+
+    fn assigned_now(&mut self, assignment: Assignment) {
+        let id = assignment.id;
+        if self.closing || self.terminal.is_some() {
+            self.released.push(id);
+            self.kick = true;
+            return;
+        }
+        tracing::debug!(
+            partition = id.partition,
+            epoch = id.epoch,
+            position = assignment.position,
+            "partition assigned"
+        );
+        let mut partition = Partition::new(assignment, &self.config, Charge::new(Arc::clone(&self.budget)));
+        partition.paused = self.all_paused || self.paused.contains(&id.partition);
+        if partition.paused {
+            self.driver.pause(&[id], true);
+        }
+        if partition.lease.is_some() {
+            // The task watches the end of the lease.
+            self.kick = true;
+        }
+        let at = id.partition as usize;
+        if self.partitions.len() <= at {
+            self.partitions.resize_with(at + 1, || None);
+        }
+        if let Some(slot) = self.partitions.get_mut(at) {
+            *slot = Some(partition);
+        }
+    }
+
+    /// Forgets a tenure that is over. What was not stored is not.
+    pub(crate) fn lose(&mut self, id: AssignmentId, why: &'static str) {
+        let Some(slot) = self.partitions.get_mut(id.partition as usize) else {
+            return;
+        };
+        if slot.as_ref().is_none_or(|partition| partition.id != id) {
+            return;
+        }
+        tracing::debug!(partition = id.partition, epoch = id.epoch, why, "partition lost");
+        *slot = None;
+        self.kick = true;
+    }
+
+    fn trimmed(&mut self, id: AssignmentId, from: Offset, to: Offset) {
+        let on_trimmed = self.config.on_trimmed;
+        let Some(partition) = self.partition_mut(id) else {
+            return;
+        };
+        partition.trimmed(to);
+        let gone = to.saturating_sub(from);
+        self.counters.trimmed += gone;
+        tracing::warn!(
+            partition = id.partition,
+            from,
+            to,
+            "retention removed messages before they were read"
+        );
+        match on_trimmed {
+            OnTrimmed::Earliest => self.plan_commit(),
+            OnTrimmed::Latest => {
+                let _ = self.ask_seek(id, Position::Latest, None);
+            }
+            OnTrimmed::Error => self.end(Error::new(
+                ErrorKind::OffsetOutOfRange,
+                format!(
+                    "partition {}: offsets {from} to {} are no longer retained",
+                    id.partition,
+                    to.saturating_sub(1)
+                ),
+            )),
+        }
+    }
+
+    /// Asks the task to move a tenure.
+    pub(crate) fn ask_seek(
+        &mut self,
+        id: AssignmentId,
+        to: Position,
+        done: Option<oneshot::Sender<Result<Offset>>>,
+    ) -> Result<()> {
+        let Some(partition) = self.partition_mut(id) else {
+            return Err(Error::new(
+                ErrorKind::InvalidPartition,
+                format!("partition {} is not assigned to this consumer", id.partition),
+            ));
+        };
+        if partition.seeking.is_some() {
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                format!("partition {} is being moved already", id.partition),
+            ));
+        }
+        let generation = partition.generation + 1;
+        partition.seeking = Some(generation);
+        self.seeks.push(SeekRequest {
+            id,
+            to,
+            generation,
+            done,
+        });
+        self.kick = true;
+        Ok(())
+    }
+
+    /// Ends the consumer with an error that every call returns from now on.
+    pub(crate) fn end(&mut self, error: Error) {
+        if self.terminal.is_none() {
+            tracing::warn!(topic = %self.config.topic, group = %self.config.group, %error, "consumer ended");
+            self.last_error = Some(error.clone());
+            self.terminal = Some(error);
+            self.kick = true;
+        }
+    }
+
+    /// Puts a partition into the round of those that have something to hand over.
+    pub(crate) fn make_ready(&mut self, partition: u32) {
+        if let Some(Some(entry)) = self.partitions.get_mut(partition as usize)
+            && !entry.in_ready
+            && entry.may_have()
+        {
+            entry.in_ready = true;
+            self.ready.push_back(partition);
+        }
+    }
+
+    /// Tells whether a waiting call may find something.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Takes the next message without counting a hand-over.
+    pub(crate) fn reserve(&mut self, now: Moment) -> Option<Item> {
+        while let Some(&number) = self.ready.front() {
+            let Some(Some(partition)) = self.partitions.get_mut(number as usize) else {
+                self.ready.pop_front();
+                continue;
+            };
+            if partition
+                .lease
+                .as_ref()
+                .is_some_and(|lease| !lease.stands_at(now))
+            {
+                let id = partition.id;
+                self.ready.pop_front();
+                self.lose(id, "its lease has run out");
+                continue;
+            }
+            let next = if partition.may_have() {
+                partition.next(&self.config)
+            } else {
+                Next::Nothing
+            };
+            match next {
+                Next::Item(item) => {
+                    self.turn += 1;
+                    if self.turn >= TURN {
+                        self.turn = 0;
+                        self.ready.rotate_left(1);
+                    }
+                    self.refill(number);
+                    return Some(item);
+                }
+                Next::Exhausted(item) => self.bury(item, "attempts"),
+                Next::Nothing => {
+                    partition.in_ready = false;
+                    self.ready.pop_front();
+                    self.turn = 0;
+                }
+                Next::Storing => {
+                    partition.in_ready = false;
+                    self.ready.pop_front();
+                    self.commit_now();
+                }
+            }
+        }
+        None
+    }
+
+    /// Counts a hand-over of a message that was reserved; `None` where it is no longer this member's.
+    pub(crate) fn hand(&mut self, item: Item, now: Moment) -> Option<Handed> {
+        let auto_ack = self.config.auto_ack;
+        let id = item.source.assignment;
+        let generation = item.source.generation;
+        let partition = self.partition_mut(id).filter(|partition| {
+            partition.generation == generation && !partition.revoking && partition.seeking.is_none()
+        })?;
+        if partition
+            .lease
+            .as_ref()
+            .is_some_and(|lease| !lease.stands_at(now))
+        {
+            self.lose(id, "its lease has run out");
+            return None;
+        }
+        let attempt = partition.window.count_attempt(item.seq)?;
+        if auto_ack {
+            partition.done(&item);
+        }
+        self.counters.delivered += 1;
+        if attempt > 1 {
+            self.counters.redelivered += 1;
+        }
+        if auto_ack {
+            self.counters.acked += 1;
+            self.plan_commit();
+        }
+        Some(Handed { item, attempt })
+    }
+
+    /// Takes the next message and counts its hand-over.
+    pub(crate) fn take(&mut self, now: Moment) -> Option<Handed> {
+        loop {
+            let item = self.reserve(now)?;
+            if let Some(handed) = self.hand(item, now) {
+                return Some(handed);
+            }
+        }
+    }
+
+    /// Gives back a reserved message that nobody saw.
+    pub(crate) fn unreserve(&mut self, item: Item) {
+        let id = item.source.assignment;
+        let generation = item.source.generation;
+        if let Some(partition) = self.partition_mut(id)
+            && partition.generation == generation
+            && !partition.revoking
+        {
+            partition.give_back(item);
+            self.make_ready(id.partition);
+        }
+    }
+
+    fn refill(&mut self, number: u32) {
+        let Some(Some(partition)) = self.partitions.get_mut(number as usize) else {
+            return;
+        };
+        if partition.full
+            && !partition.paused
+            && partition.fetched_messages <= self.config.prefetch / 2
+            && partition.fetched_bytes <= self.config.prefetch_bytes / 2
+        {
+            partition.full = false;
+            self.driver.pause(&[partition.id], false);
+        }
+    }
+
+    /// Stops or starts the hand-over and fetching of one partition.
+    pub(crate) fn set_paused(&mut self, number: u32, paused: bool) {
+        let Some(Some(partition)) = self.partitions.get_mut(number as usize) else {
+            return;
+        };
+        partition.paused = paused;
+        if paused || !partition.full {
+            self.driver.pause(&[partition.id], paused);
+        }
+        if !paused {
+            self.make_ready(number);
+            self.refill(number);
+        }
+    }
+
+    /// Takes a settlement in. Returns whether a waiting call may find something now.
+    pub(crate) fn settle(&mut self, item: Item, how: Settlement) -> Result<bool> {
+        if self.closing {
+            return Err(Error::closed("consumer"));
+        }
+        let id = item.source.assignment;
+        let generation = item.source.generation;
+        let backoff = self.config.backoff;
+        let max_attempts = self.config.max_attempts;
+        let valid = self
+            .partitions
+            .get_mut(id.partition as usize)
+            .and_then(Option::as_mut)
+            .filter(|partition| partition.id == id && partition.generation == generation)
+            .filter(|partition| partition.window.is_pending(item.seq));
+        let Some(partition) = valid else {
+            if self.config.auto_ack {
+                return Ok(false);
+            }
+            self.counters.stale_acks += 1;
+            return Err(stale(&item));
+        };
+        match how {
+            Settlement::Ack => {
+                partition.done(&item);
+                self.counters.acked += 1;
+                self.make_ready(id.partition);
+                self.note_ack();
+            }
+            Settlement::Nack | Settlement::NackAfter(_) => {
+                self.counters.nacked += 1;
+                let attempts = partition.window.attempts(item.seq);
+                if max_attempts.is_some_and(|most| attempts >= most) {
+                    self.bury(item, "attempts");
+                } else {
+                    let after = match how {
+                        Settlement::NackAfter(after) => after,
+                        _ => backoff.after(attempts),
+                    };
+                    partition.come_again(Instant::now() + after, item);
+                    self.kick = true;
+                }
+            }
+            Settlement::Reject => {
+                self.counters.rejected += 1;
+                self.bury(item, "rejected");
+            }
+        }
+        Ok(self.has_ready())
+    }
+
+    /// Sends a message to the dead letters, or settles it where there are none.
+    fn bury(&mut self, item: Item, reason: &'static str) {
+        let id = item.source.assignment;
+        let wanted = self.config.dead_letter.is_some();
+        let Some(partition) = self.partition_mut(id) else {
+            return;
+        };
+        let attempts = partition.window.attempts(item.seq);
+        if wanted {
+            partition.dead_lettering += 1;
+            self.dead.push_back(DeadItem {
+                item,
+                reason,
+                attempts,
+            });
+            self.kick = true;
+            return;
+        }
+        tracing::warn!(
+            partition = id.partition,
+            offset = item.record().offset,
+            attempts,
+            reason,
+            "message settled without a dead-letter topic"
+        );
+        partition.done(&item);
+        self.make_ready(id.partition);
+        self.note_ack();
+    }
+
+    /// Notes that a message has reached the dead letters.
+    pub(crate) fn buried(&mut self, item: &Item) {
+        self.counters.dead_lettered += 1;
+        let id = item.source.assignment;
+        let generation = item.source.generation;
+        if let Some(partition) = self.partition_mut(id)
+            && partition.generation == generation
+        {
+            partition.dead_lettering = partition.dead_lettering.saturating_sub(1);
+            partition.done(item);
+            self.make_ready(id.partition);
+            self.note_ack();
+        }
+    }
+
+    fn note_ack(&mut self) {
+        self.unstored += 1;
+        if self.unstored == self.config.commit_every {
+            self.commit_now();
+        } else {
+            self.plan_commit();
+        }
+    }
+
+    /// Sees to it that a commit goes out within the interval. The clock is read once an interval, not once an ack.
+    pub(crate) fn plan_commit(&mut self) {
+        if self.commit_due.is_none() {
+            let wait = if self.config.auto_ack {
+                std::time::Duration::ZERO
+            } else {
+                self.config.commit_interval
+            };
+            self.commit_due = Some(Instant::now() + wait);
+            self.kick = true;
+        }
+    }
+
+    /// Sees to it that a commit goes out at once.
+    pub(crate) fn commit_now(&mut self) {
+        self.commit_due = Some(Instant::now());
+        self.kick = true;
+    }
+
+    pub(crate) fn commits_collected(&mut self) {
+        self.commit_due = None;
+        self.unstored = 0;
+    }
+
+    /// Lets go of the driver's events.
+    pub(crate) fn let_go(&mut self) {
+        self.events = Box::new(Ended);
+    }
+
+    pub(crate) fn move_done(&mut self, request: SeekRequest, result: Result<Offset>) {
+        let Some(owner) = self.owner.clone() else { return };
+        let config = self.config.clone();
+        let id = request.id;
+        let result = match (self.partition_mut(id), result) {
+            (None, _) => Err(Error::new(
+                ErrorKind::Interrupted,
+                format!("partition {} was given up while it was being moved", id.partition),
+            )),
+            (Some(partition), Ok(offset)) => {
+                partition.moved(request.generation, offset, &config, &owner);
+                self.dead.retain(|dead| dead.item.source.assignment != id);
+                Ok(offset)
+            }
+            (Some(partition), Err(error)) => {
+                partition.seeking = None;
+                Err(error)
+            }
+        };
+        if result.is_ok() {
+            self.plan_commit();
+        }
+        self.make_ready(id.partition);
+        self.refill(id.partition);
+        if let Some(done) = request.done {
+            let _ = done.send(result);
+        }
+    }
+}
+
+/// Has no more events.
+struct Ended;
+
+impl Events for Ended {
+    fn poll_event(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Event>> {
+        Poll::Pending
+    }
+}
+
+pub(crate) fn stale(item: &Item) -> Error {
+    Error::new(
+        ErrorKind::StaleAck,
+        format!(
+            "partition {}, offset {}: the delivery of epoch {} is over",
+            item.source.assignment.partition,
+            item.record().offset,
+            item.source.assignment.epoch
+        ),
+    )
+}

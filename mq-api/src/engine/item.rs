@@ -1,0 +1,83 @@
+//! One message on its way through the engine: a lease on a batch and its place in the window.
+
+use std::{fmt, sync::Arc};
+
+use super::settle::Settle;
+use crate::driver::{AssignmentId, Record, Segment};
+
+/// Holds what all messages of one fetched batch share; one allocation a batch, not one a message.
+pub(crate) struct Source {
+    pub(crate) segment: Arc<dyn Segment>,
+    pub(crate) owner: Arc<dyn Settle>,
+    pub(crate) assignment: AssignmentId,
+    pub(crate) generation: u64,
+    /// How many messages the batch holds alive.
+    pub(crate) len: u32,
+}
+
+/// Points at one message of a batch.
+#[derive(Clone)]
+pub(crate) struct Item {
+    pub(crate) source: Arc<Source>,
+    pub(crate) index: u32,
+    pub(crate) seq: u64,
+    /// The coming hand-over has been stored already.
+    pub(crate) stored: bool,
+}
+
+impl Item {
+    pub(crate) fn record(&self) -> &Record {
+        self.source.segment.record(self.index)
+    }
+
+    /// Copies the message out of its batch, so that a message which waits for long does not hold a large batch alive.
+    pub(crate) fn detached(self) -> Self {
+        const SMALL: u32 = 16;
+        if self.source.len < SMALL {
+            return self;
+        }
+        let record = self.record();
+        let copy = Record::new(record.offset, record.stored_at, record.message.detached());
+        let source = Source {
+            segment: Arc::new(copy),
+            owner: Arc::clone(&self.source.owner),
+            assignment: self.source.assignment,
+            generation: self.source.generation,
+            len: 1,
+        };
+        Self {
+            source: Arc::new(source),
+            index: 0,
+            ..self
+        }
+    }
+}
+
+impl fmt::Debug for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Item")
+            .field("seq", &self.seq)
+            .field("offset", &self.record().offset)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        self.seq == other.seq
+    }
+}
+
+impl Eq for Item {}
+
+impl PartialOrd for Item {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Item {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.seq.cmp(&other.seq)
+    }
+}

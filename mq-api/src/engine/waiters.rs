@@ -1,0 +1,215 @@
+//! Who is woken when something happens.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Wake, Waker},
+};
+
+use tokio::sync::Notify;
+
+/// Wakes one waiting call for each event, or the engine's task where no call waits.
+///
+/// A driver wakes it when it has an event. A call that waits for a message is woken straight from there, which saves a
+/// task switch a message. Where nobody waits, the event is noted; the engine's task looks at notes on a coarse tick
+/// while there are any, so that a busy consumer is not charged a wake of the task for each message.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    list: Mutex<List>,
+    task: Notify,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    queue: VecDeque<(u64, Waker)>,
+    next: u64,
+    noted: bool,
+    ticking: bool,
+}
+
+impl Waiters {
+    fn lock(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the call that has waited longest; notes the event where none waits.
+    pub(crate) fn notify(&self) {
+        let mut list = self.lock();
+        if let Some((_, waker)) = list.queue.pop_front() {
+            drop(list);
+            waker.wake();
+            return;
+        }
+        list.noted = true;
+        let kick = !std::mem::replace(&mut list.ticking, true);
+        drop(list);
+        if kick {
+            self.task.notify_one();
+        }
+    }
+
+    /// Wakes one call if any waits; nothing is noted.
+    pub(crate) fn pass_on(&self) {
+        let waker = self.lock().queue.pop_front();
+        if let Some((_, waker)) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Wakes every call.
+    pub(crate) fn notify_all(&self) {
+        let all = std::mem::take(&mut self.lock().queue);
+        for (_, waker) in all {
+            waker.wake();
+        }
+    }
+
+    /// Wakes the engine's task.
+    pub(crate) fn kick(&self) {
+        self.task.notify_one();
+    }
+
+    /// Waits for a kick.
+    pub(crate) async fn kicked(&self) {
+        self.task.notified().await;
+    }
+
+    /// Tells the engine's task whether an event was noted since the last look; if not, ticking ends.
+    pub(crate) fn look(&self) -> bool {
+        let mut list = self.lock();
+        let noted = std::mem::take(&mut list.noted);
+        list.ticking = noted;
+        noted
+    }
+
+    /// Enters a call, or renews its waker. Returns `false`, and enters nothing, where an event was noted meanwhile: the
+    /// call must look again.
+    pub(crate) fn enter(&self, ticket: &mut Option<u64>, waker: &Waker) -> bool {
+        let mut list = self.lock();
+        if std::mem::take(&mut list.noted) {
+            return false;
+        }
+        if let Some(id) = *ticket
+            && let Some((_, entered)) = list.queue.iter_mut().find(|(other, _)| *other == id)
+        {
+            entered.clone_from(waker);
+            return true;
+        }
+        let id = list.next;
+        list.next += 1;
+        list.queue.push_back((id, waker.clone()));
+        *ticket = Some(id);
+        true
+    }
+
+    /// Takes a call out. One that had been woken and is dropped before it looked passes its wake on.
+    pub(crate) fn leave(&self, ticket: u64, looked: bool) {
+        let mut list = self.lock();
+        let before = list.queue.len();
+        list.queue.retain(|(id, _)| *id != ticket);
+        let was_woken = before == list.queue.len();
+        drop(list);
+        if was_woken && !looked {
+            self.notify();
+        }
+    }
+}
+
+/// Stands for one waiting call: takes it out when it ends, and passes its wake on where it did not use it.
+pub(crate) struct Entry<'a> {
+    waiters: &'a Waiters,
+    ticket: Option<u64>,
+    looked: bool,
+}
+
+impl<'a> Entry<'a> {
+    pub(crate) fn new(waiters: &'a Waiters) -> Self {
+        Self {
+            waiters,
+            ticket: None,
+            looked: false,
+        }
+    }
+
+    /// Enters the call; `false` where it must look again first.
+    pub(crate) fn wait(&mut self, waker: &Waker) -> bool {
+        self.waiters.enter(&mut self.ticket, waker)
+    }
+
+    /// Says that the call has found what it was woken for.
+    pub(crate) fn looked(&mut self) {
+        self.looked = true;
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.waiters.leave(ticket, self.looked);
+        }
+    }
+}
+
+impl Wake for Waiters {
+    fn wake(self: Arc<Self>) {
+        self.notify();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_woken_call_that_is_dropped_passes_its_wake_on() {
+        let waiters = Waiters::default();
+        let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let (mut a, mut b) = (None, None);
+        assert!(waiters.enter(&mut a, &Waker::from(Arc::clone(&first))));
+        assert!(waiters.enter(&mut b, &Waker::from(Arc::clone(&second))));
+        waiters.notify();
+        assert_eq!(
+            (first.0.load(Ordering::SeqCst), second.0.load(Ordering::SeqCst)),
+            (1, 0)
+        );
+        waiters.leave(a.unwrap(), false);
+        assert_eq!(second.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn an_event_without_a_waiting_call_is_not_lost() {
+        let waiters = Waiters::default();
+        waiters.notify();
+        let mut ticket = None;
+        assert!(
+            !waiters.enter(&mut ticket, Waker::noop()),
+            "the note sends the call back to look"
+        );
+        assert!(waiters.enter(&mut ticket, Waker::noop()));
+        waiters.leave(ticket.unwrap(), false);
+    }
+
+    #[test]
+    fn the_task_hears_of_a_note_once() {
+        let waiters = Waiters::default();
+        waiters.notify();
+        waiters.notify();
+        assert!(waiters.look());
+        assert!(!waiters.look());
+    }
+}
