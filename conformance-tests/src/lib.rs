@@ -1,1 +1,19 @@
 //! The conformance suite that every mq driver passes.
+//!
+//! A driver implements [`Harness`] in its test file and hands it to `run`:
+//!
+//! ```toml
+//! [[test]]
+//! name = "conformance"
+//! harness = false
+//! ```
+//!
+//! Each case is a test of its own in the summary, named by its number and its claim (`A3_nacked_message_comes_back`),
+//! and goes through the public API only. The README of this crate lists the cases and the guarantees that they stand
+//! for.
+
+mod harness;
+
+pub use self::harness::{
+    Fault, Harness, HarnessError, HarnessResult, Nature, Server, ServerKind, StoredFormat, Times,
+};

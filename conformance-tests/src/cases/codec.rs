@@ -1,0 +1,6 @@
+//! Cases about codec.
+
+use super::Case;
+
+/// The cases of this theme.
+pub(crate) const CASES: &[Case] = &[];

@@ -1,0 +1,6 @@
+//! Cases about consume.
+
+use super::Case;
+
+/// The cases of this theme.
+pub(crate) const CASES: &[Case] = &[];
