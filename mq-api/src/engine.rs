@@ -15,6 +15,8 @@ mod partition;
 mod queue;
 mod settle;
 mod task;
+#[cfg(test)]
+mod tests;
 mod waiters;
 mod window;
 
