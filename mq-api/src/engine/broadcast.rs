@@ -309,6 +309,12 @@ impl Shared {
     /// Says what a partition's task is to do.
     fn plan(&self, partition: u32) -> Plan {
         let mut state = self.lock();
+        // After a failure an answer without messages tells that the backend is back.
+        let wait = if state.failing.contains(&partition) {
+            Duration::ZERO
+        } else {
+            LONG_POLL
+        };
         let Some(tenure) = state.tenures.get_mut(partition as usize) else {
             return Plan::End;
         };
@@ -323,7 +329,7 @@ impl Shared {
         }
         let from = Position::Offset(tenure.position);
         let messages = room.messages.saturating_sub(tenure.messages).max(1);
-        let mut request = FetchRequest::new(partition, from, messages).with_wait(LONG_POLL);
+        let mut request = FetchRequest::new(partition, from, messages).with_wait(wait);
         request.max_bytes = room.bytes.saturating_sub(tenure.bytes).max(1);
         Plan::Fetch {
             request,
