@@ -1,6 +1,212 @@
-//! Cases about delay.
+//! Delay: messages that are held back when they are produced.
 
-use super::Case;
+use std::{collections::BTreeMap, time::Duration};
 
-/// The cases of this theme.
-pub(crate) const CASES: &[Case] = &[];
+use mq_api::{Clock, ErrorKind, Message, Moment, Timestamp};
+use tokio::time::Instant;
+
+use crate::{
+    agent::ToSend,
+    capability::Capability,
+    cases::{Case, case},
+    context::{Context, Measured},
+    failure::{CaseResult, ensure, note},
+    flow::{each_once, list, numbered, one, refused, send_to, take_acked, text},
+    harness::Fault,
+    steps::{one_through_outages, payloads, take_until_through_outages},
+};
+
+pub(super) const CASES: &[Case] = &[
+    case!("D1", Delay, delayed_message_is_never_early_and_hardly_late).needs(&[Capability::Delay]),
+    case!("D2", Delay, delayed_message_survives_a_restart)
+        .needs(&[Capability::Delay])
+        .breaks_its_server(&[Fault::Restart]),
+    case!("D3", Delay, killed_mover_loses_nothing).needs(&[Capability::Delay]),
+];
+
+/// D1: a delayed message never comes before it is due, and at most the stated precision late; one without delay, or due
+/// in the past, is not held up by those before it. Guarantee 3.
+async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResult {
+    let mq = cx.mq().await?;
+    let topic = cx.topic("delay", 2).await?;
+    let producer = mq.producer(&topic).await?;
+    let consumer = mq.consumer(&topic, "group").await?;
+    send_to(&cx, &producer, 0, &["warm".to_owned()]).await?;
+    take_acked(&cx, &consumer, 1).await?;
+
+    let clock = Clock::system();
+    // What a message may come at: the earliest and, without the precision, the latest moment.
+    let mut due: BTreeMap<String, (Moment, Moment)> = BTreeMap::new();
+    for (at, millis) in (0_u32..).zip([1500, 300, 900, 600, 1200, 450]) {
+        let delay = Duration::from_millis(millis);
+        let payload = format!("after-{millis}");
+        let before = clock.now();
+        let message = Message::new(payload.clone()).with_delay(delay);
+        let receipt = producer.produce_to(at % 2, message).await?;
+        ensure!(
+            receipt.partition == at % 2,
+            "{payload} was sent to partition {}, its receipt says {}",
+            at % 2,
+            receipt.partition
+        );
+        due.insert(payload, (before + delay, clock.now() + delay));
+    }
+    let at = Timestamp::now().saturating_add(Duration::from_millis(800));
+    let until_then = at.saturating_since(Timestamp::now());
+    due.insert("at".to_owned(), (clock.now() + until_then.saturating_sub(Duration::from_millis(2)), clock.now() + until_then));
+    producer
+        .produce_to(0, Message::new("at").with_deliver_at(at))
+        .await?;
+    let past = Timestamp::from_millis(Timestamp::now().as_millis() - 60_000);
+    producer
+        .produce_to(1, Message::new("past").with_deliver_at(past))
+        .await?;
+    producer.produce_to(0, Message::new("now")).await?;
+    cx.count_sent(due.len() + 2);
+
+    let mut came = Vec::new();
+    let (mut worst, precision) = (Duration::ZERO, cx.capabilities().delay_precision);
+    while came.len() < due.len() + 2 {
+        let delivery = one(&cx, &consumer).await.map_err(|f| f.during(format_args!("came so far {came:?}")))?;
+        let payload = text(&delivery);
+        if let Some((earliest, latest)) = due.get(&payload) {
+            let handed = delivery.handed_over_at();
+            ensure!(
+                handed >= *earliest,
+                "early: {payload:?} was handed over {:?} before it was due",
+                earliest.saturating_since(handed)
+            );
+            let late = handed.saturating_since(*latest);
+            worst = worst.max(late);
+            ensure!(
+                late <= precision + cx.times().wake_up,
+                "late: {payload:?} was handed over {late:?} after it was due, stated are {precision:?} beside the \
+                 wake-up time of {:?}",
+                cx.times().wake_up
+            );
+        }
+        delivery.ack()?;
+        came.push(payload);
+    }
+    cx.measure(Measured::DelayLate, worst);
+    let sent: Vec<_> = due.keys().cloned().chain(["past".to_owned(), "now".to_owned()]).collect();
+    each_once("delayed messages and others", &came, &sent)?;
+    let first: Vec<_> = came.iter().take(2).map(String::as_str).collect();
+    ensure!(
+        first.contains(&"past") && first.contains(&"now"),
+        "what was due at once was held up by what was not: {came:?}"
+    );
+
+    if let Some(most) = cx.capabilities().max_delay {
+        let too_long = Message::new("never").with_delay(most + Duration::from_secs(1));
+        let sent = producer.produce(too_long).await;
+        refused("a delay over the maximum", sent, ErrorKind::InvalidMessage)?;
+    }
+    Ok(())
+}
+
+/// D2: delayed messages survive a restart of the server: each comes, none before it is due. Guarantee 1.
+async fn delayed_message_survives_a_restart(cx: Context) -> CaseResult {
+    const DELAY: Duration = Duration::from_secs(3);
+    let mq = cx.mq().await?;
+    let topic = cx.topic("restart", 2).await?;
+    let producer = mq.producer(&topic).await?;
+    let consumer = mq.consumer(&topic, "group").await?;
+    let sent = numbered("m", 20);
+    let clock = Clock::system();
+    let mut earliest = BTreeMap::new();
+    for (at, payload) in (0_u32..).zip(&sent) {
+        earliest.insert(payload.clone(), clock.now() + DELAY);
+        let message = Message::new(payload.clone()).with_delay(DELAY);
+        producer.produce_to(at % 2, message).await?;
+    }
+    cx.count_sent(sent.len());
+    cx.fault("restart", cx.server().restart()).await?;
+    if earliest.values().any(|due| clock.now() > *due) {
+        note!(cx, "the restart took longer than the delay");
+    }
+    let until = Instant::now() + DELAY + cx.times().progress;
+    let mut came = Vec::new();
+    while sent.iter().any(|payload| !came.contains(payload)) {
+        let Some(delivery) = one_through_outages(&cx, &consumer, until).await? else {
+            break;
+        };
+        let payload = text(&delivery);
+        if let Some(due) = earliest.get(&payload) {
+            ensure!(
+                delivery.handed_over_at() >= *due,
+                "early: {payload:?} was handed over {:?} before it was due, after a restart of the server",
+                due.saturating_since(delivery.handed_over_at())
+            );
+        }
+        if let Err(error) = delivery.ack() {
+            note!(cx, "ack of {payload:?}: {error}");
+        }
+        came.push(payload);
+    }
+    came.sort_unstable();
+    came.dedup();
+    each_once("delayed messages and a restart of the server", &came, &sent)
+}
+
+/// D3: a process that moves delayed messages is killed at any time around their due time: none is lost; what comes twice
+/// is counted. Guarantee 2.
+async fn killed_mover_loses_nothing(cx: Context) -> CaseResult {
+    const ROUNDS: usize = 3;
+    const EACH: usize = 40;
+    let mq = cx.mq().await?;
+    let topic = cx.topic("mover", 2).await?;
+    // Opened first by the member, whose process is then the likeliest to move.
+    let mut movers = Vec::new();
+    for round in 0..ROUNDS {
+        movers.push(cx.member(&format!("mover-{round}")).await?);
+    }
+    let consumer = mq.consumer(&topic, "group").await?;
+    let mut doubled = 0;
+    for (round, mover) in movers.iter_mut().enumerate() {
+        let delay = Duration::from_millis(1000);
+        let sent = numbered(&format!("r{round}"), EACH);
+        let messages = sent
+            .iter()
+            .zip((0..2).cycle())
+            .map(|(payload, partition)| ToSend {
+                payload: payload.clone(),
+                key: None,
+                partition: Some(partition),
+                delay: Some(delay),
+            })
+            .collect();
+        let begun = Instant::now();
+        for result in mover.produce(&topic, messages).await? {
+            if let Err(error) = result {
+                return Err(crate::failure::Failure::new(format!(
+                    "a delayed message was refused: {}",
+                    error.text
+                )));
+            }
+        }
+        cx.count_sent(EACH);
+        // Before the first is due, as the first comes, and in the midst of them.
+        let mut early = Vec::new();
+        if round > 0 {
+            early = take_acked(&cx, &consumer, if round == 1 { 1 } else { EACH / 2 }).await?;
+        }
+        note!(cx, "round {round}: the mover is killed after {:?}", begun.elapsed());
+        mover.kill().await?;
+        let rest: Vec<_> = sent
+            .iter()
+            .filter(|payload| !early.iter().any(|one| one.payload == **payload))
+            .cloned()
+            .collect();
+        let limit = delay + cx.times().crash_takeover + cx.times().progress;
+        let came = take_until_through_outages(&cx, &consumer, &rest, limit)
+            .await
+            .map_err(|f| f.during(format_args!("round {round}, the mover was killed")))?;
+        let all = [payloads(&early), payloads(&came)].concat();
+        let foreign: Vec<_> = all.iter().filter(|one| !one.starts_with('r')).collect();
+        ensure!(foreign.is_empty(), "unexpected: {}", list(&foreign));
+        doubled += all.len().saturating_sub(EACH);
+    }
+    note!(cx, "{doubled} of {} messages came more than once", ROUNDS * EACH);
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Positions that retention has overtaken.
+
+use mq_api::{ErrorKind, OnTrimmed};
+
+use crate::{
+    context::Context,
+    failure::{CaseResult, ensure, fail},
+    flow::{in_order, numbered, refused, send_to, take_acked, take_until},
+    steps::payloads,
+};
+
+/// C15: a group whose position is no longer retained goes on at the earliest message and the status counts what was
+/// skipped; with `on_trimmed` it goes on at the latest, counted too, or its consumer ends with `OffsetOutOfRange`.
+/// Guarantee 4.
+pub(super) async fn position_below_what_is_retained_goes_on(cx: Context) -> CaseResult {
+    const DONE: usize = 10;
+    const TRIM: usize = 40;
+    let limit = cx.times().progress;
+    let mq = cx.mq().await?;
+    let topic = cx.topic("trim", 1).await?;
+    let producer = mq.producer(&topic).await?;
+    let sent = numbered("m", 60);
+    send_to(&cx, &producer, 0, &sent).await?;
+    for group in ["earliest", "latest", "error"] {
+        let consumer = mq.consumer(&topic, group).await?;
+        take_acked(&cx, &consumer, DONE).await?;
+        consumer.close().await?;
+    }
+    let all = mq.consumer(&topic, "offsets").await?;
+    let offsets: Vec<_> = take_acked(&cx, &all, sent.len())
+        .await?
+        .iter()
+        .map(|one| one.offset)
+        .collect();
+    all.close().await?;
+
+    cx.fault(
+        "trim what the groups have not read",
+        cx.server().trim(&topic, 0, offsets[TRIM]),
+    )
+    .await?;
+    let description = mq.describe_topic(&topic).await?;
+    let Some(first) = description.partitions.first().map(|one| one.first_offset) else {
+        fail!("the topic has no partition: {description:?}");
+    };
+    // A backend that removes in larger pieces may keep or drop some more, but it has to pass the groups' position.
+    let kept = offsets.partition_point(|offset| *offset < first);
+    ensure!(
+        kept > DONE,
+        "the harness was to trim below offset {}, and the topic begins at {first}",
+        offsets[TRIM]
+    );
+    let skipped = format!("the position {} was moved to {first}", offsets[DONE]);
+
+    let consumer = mq.consumer(&topic, "earliest").await?;
+    let came = take_until(&cx, &consumer, &sent[kept..]).await?;
+    in_order("on_trimmed earliest", &payloads(&came), &sent[kept..])?;
+    let trimmed = consumer.status().trimmed;
+    ensure!(
+        trimmed > 0,
+        "skipped without a word: {skipped}, and the status counts {trimmed} skipped"
+    );
+    consumer.close().await?;
+
+    let consumer = mq
+        .consumer(&topic, "latest")
+        .on_trimmed(OnTrimmed::Latest)
+        .await?;
+    // The end is taken when the consumer meets the gap, which may be after it was opened.
+    cx.eventually("a count of what on_trimmed latest skipped", limit, || {
+        let counted = consumer.status().trimmed > 0;
+        async move { Ok(counted.then_some(())) }
+    })
+    .await?;
+    let after = numbered("after", 3);
+    send_to(&cx, &producer, 0, &after).await?;
+    let came = take_until(&cx, &consumer, &after).await?;
+    in_order("on_trimmed latest", &payloads(&came), &after)?;
+    consumer.close().await?;
+
+    let consumer = mq
+        .consumer(&topic, "error")
+        .on_trimmed(OnTrimmed::Error)
+        .await?;
+    for call in ["the first consume", "a later consume"] {
+        let what = format!("{call} with on_trimmed error, where {skipped}");
+        let answer = cx.within(&what, limit, consumer.consume()).await?;
+        refused(&what, answer, ErrorKind::OffsetOutOfRange)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! The shared mode: members compete for single messages.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mq_api::{ErrorKind, Mode};
+use tokio::{
+    sync::{Barrier, Mutex},
+    time::Instant,
+};
+
+use crate::{
+    agent::{ConsumerSpec, ModeSpec, Settle},
+    capability::Capability,
+    context::{Context, Measured},
+    failure::{CaseResult, Failure, ensure, fail, note},
+    flow::{each_once, nothing, numbered, one, one_within, refused, send_to, take_acked, text},
+};
+
+/// S1: more members than partitions all work at once, and each message goes to one of them. Guarantees 2 and 5.
+pub(super) async fn more_members_than_partitions_all_work(cx: Context) -> CaseResult {
+    const MEMBERS: usize = 4;
+    let mq = cx.mq().await?;
+    let topic = cx.topic("queue", 1).await?;
+    let producer = mq.producer(&topic).await?;
+    let mut members = Vec::new();
+    for _ in 0..MEMBERS {
+        members.push(
+            mq.consumer(&topic, "group")
+                .mode(Mode::Shared)
+                .prefetch(1)
+                .await?,
+        );
+    }
+    let sent = numbered("m", 200);
+    send_to(&cx, &producer, 0, &sent).await?;
+
+    let came: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
+    let mut by_member = vec![0_usize; MEMBERS];
+    // Nobody settles its first message before every member holds one.
+    let barrier = Arc::new(Barrier::new(MEMBERS));
+    let mut tasks = tokio::task::JoinSet::new();
+    for (place, member) in members.iter().cloned().enumerate() {
+        let (cx, came, barrier) = (cx.clone(), Arc::clone(&came), Arc::clone(&barrier));
+        tasks.spawn(async move {
+            let first = one(&cx, &member).await?;
+            let all_hold = cx.within("a message for each member at once", cx.times().progress, barrier.wait());
+            all_hold.await?;
+            let mut next = Some(first);
+            let mut count = 0;
+            while let Some(delivery) = next.take() {
+                let payload = text(&delivery);
+                delivery.ack()?;
+                *came.lock().await.entry(payload).or_default() += 1;
+                count += 1;
+                next = loop {
+                    match member.consume().await {
+                        Ok(delivery) => break Some(delivery),
+                        Err(error) if error.kind() == ErrorKind::Closed => break None,
+                        Err(error) if error.is_retryable() => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                };
+            }
+            Ok::<_, Failure>((place, count))
+        });
+    }
+    let complete = cx
+        .eventually("all messages at the four members", cx.times().progress, || {
+            let came = Arc::clone(&came);
+            async move { Ok((came.lock().await.len() >= 200).then_some(())) }
+        })
+        .await;
+    for member in &members {
+        member.close().await?;
+    }
+    while let Some(task) = tasks.join_next().await {
+        let (place, count) = task??;
+        by_member[place] = count;
+    }
+    note!(cx, "messages by member: {by_member:?}");
+    complete?;
+    let came = came.lock().await;
+    let came = came.iter().flat_map(|(payload, n)| std::iter::repeat_n(payload, *n));
+    each_once("four members that compete", came, &sent)?;
+    let again = mq.consumer(&topic, "group").mode(Mode::Shared).await?;
+    send_to(&cx, &producer, 0, &["marker".to_owned()]).await?;
+    let left = take_acked(&cx, &again, 1).await?;
+    ensure!(
+        left[0].payload == "marker",
+        "everything was acked before the members closed, and {:?} came again",
+        left[0].payload
+    );
+    Ok(())
+}
+
+/// S2: a message whose holder was killed comes to another member once its lease is over. Guarantee 2.
+pub(super) async fn killed_holder_gives_up_its_message(cx: Context) -> CaseResult {
+    let mq = cx.mq().await?;
+    let topic = cx.topic("killed", 1).await?;
+    let producer = mq.producer(&topic).await?;
+    let mut holder = cx.member("holder").await?;
+    let mut spec = ConsumerSpec::new(&topic, "group");
+    spec.mode = ModeSpec::Shared;
+    spec.prefetch = Some(1);
+    holder.consume(spec).await?;
+    let sent = numbered("m", 3);
+    send_to(&cx, &producer, 0, &sent[..1]).await?;
+    let held = holder.take(1, Settle::Keep).await?;
+    ensure!(
+        held.len() == 1 && held[0].payload == sent[0],
+        "the holder was to hold {:?}, it has {held:?}",
+        sent[0]
+    );
+
+    let other = mq
+        .consumer(&topic, "group")
+        .mode(Mode::Shared)
+        .prefetch(1)
+        .await?;
+    send_to(&cx, &producer, 0, &sent[1..]).await?;
+    let mut free = Vec::new();
+    for _ in 0..2 {
+        let delivery = one(&cx, &other).await?;
+        free.push(text(&delivery));
+        delivery.ack()?;
+    }
+    each_once("what nobody holds", &free, &sent[1..])?;
+
+    let killed = Instant::now();
+    holder.kill().await?;
+    let limit = cx.times().message_lease + cx.times().crash_takeover;
+    let delivery = one_within(&cx, &other, limit)
+        .await
+        .map_err(|f| f.during("lost: what a killed member held"))?;
+    cx.measure(Measured::CrashTakeover, killed.elapsed());
+    ensure!(
+        text(&delivery) == sent[0],
+        "the killed member held {:?}, and {:?} came",
+        sent[0],
+        text(&delivery)
+    );
+    ensure!(
+        delivery.attempt() >= 2,
+        "{:?} was handed over before its holder was killed, and it came as attempt {}",
+        sent[0],
+        delivery.attempt()
+    );
+    delivery.ack()?;
+    Ok(())
+}
+
+/// S3: a message that is held by a live member for three leases comes to nobody else, and its ack is good.
+/// Guarantees 2 and 5.
+pub(super) async fn held_message_stays_with_its_member(cx: Context) -> CaseResult {
+    let mq = cx.mq().await?;
+    let topic = cx.topic("held", 1).await?;
+    let producer = mq.producer(&topic).await?;
+    let open = || mq.consumer(&topic, "group").mode(Mode::Shared).prefetch(1);
+    let holder = open().await?;
+    send_to(&cx, &producer, 0, &["held".to_owned()]).await?;
+    let held = one(&cx, &holder).await?;
+    let other = open().await?;
+    // Three leases must pass: the time is what the claim is about.
+    nothing(&cx, &other, 3 * cx.times().message_lease)
+        .await
+        .map_err(|f| f.during("a message that its live member holds"))?;
+    held.ack()
+        .map_err(|error| Failure::from(error).during("the ack of a message held for three leases"))?;
+    holder.commit().await?;
+    send_to(&cx, &producer, 0, &["next".to_owned()]).await?;
+    holder.close().await?;
+    let next = one(&cx, &other).await?;
+    ensure!(
+        text(&next) == "next",
+        "a message that was acked after three leases came again: {:?}",
+        text(&next)
+    );
+    next.ack()?;
+    Ok(())
+}
+
+/// S4: a group has one mode; a consumer of the same client that asks for another one is refused, and the first one
+/// goes on. Guarantee 4.
+pub(super) async fn a_group_has_one_mode(cx: Context) -> CaseResult {
+    let mq = cx.mq().await?;
+    let topic = cx.topic("modes", 1).await?;
+    let producer = mq.producer(&topic).await?;
+    let modes: Vec<_> = [
+        (Mode::Partitioned, Capability::Partitioned),
+        (Mode::Shared, Capability::Shared),
+        (Mode::Broadcast, Capability::Broadcast),
+    ]
+    .into_iter()
+    .filter_map(|(mode, needed)| cx.can(needed).then_some(mode))
+    .collect();
+    if modes.len() < 2 {
+        fail!("the backend declares less than two modes: {modes:?}");
+    }
+    for (place, mode) in modes.iter().enumerate() {
+        let group = format!("group-{place}");
+        let consumer = mq.consumer(&topic, &group).mode(*mode).await?;
+        for other in modes.iter().filter(|other| *other != mode) {
+            let opened = mq.consumer(&topic, &group).mode(*other).await.map(drop);
+            refused(
+                &format!("{other:?} on a group that is {mode:?}"),
+                opened,
+                ErrorKind::InvalidConfig,
+            )?;
+        }
+        let payload = format!("to-{place}");
+        send_to(&cx, &producer, 0, std::slice::from_ref(&payload)).await?;
+        let came = take_acked(&cx, &consumer, place + 1).await?;
+        ensure!(
+            came.last().is_some_and(|last| last.payload == payload),
+            "the first consumer was to go on, {came:?} came"
+        );
+        consumer.close().await?;
+    }
+    Ok(())
+}
