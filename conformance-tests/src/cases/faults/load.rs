@@ -1,0 +1,213 @@
+//! A load that goes on through faults, with a history of all of it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use mq_api::{Consumer, ErrorKind};
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::{
+    checker::Expect,
+    context::{Context, Measured},
+    failure::{CaseResult, Failure, note},
+    flow::list,
+    history::{How, What},
+};
+
+const GROUP: &str = "group";
+const PARTITIONS: u32 = 2;
+
+/// Senders and members of one group that do what a user's code does: go on after errors.
+pub(super) struct Load {
+    cx: Context,
+    flow: Arc<Flow>,
+    senders: JoinSet<CaseResult>,
+    members: JoinSet<CaseResult>,
+    consumers: Vec<Consumer>,
+}
+
+/// What is stored and what has come so far.
+#[derive(Default)]
+struct Flow {
+    stored: Mutex<Vec<String>>,
+    came: Mutex<BTreeSet<String>>,
+    enough: AtomicBool,
+}
+
+impl Load {
+    /// Begins to send to a topic of its own and to consume it with two members.
+    pub(super) async fn begin(cx: &Context) -> CaseResult<Self> {
+        let mq = cx.mq().await?;
+        let topic = cx.topic("load", PARTITIONS).await?;
+        let producer = mq.producer(&topic).await?;
+        let flow = Arc::new(Flow::default());
+        let mut load = Self {
+            cx: cx.clone(),
+            flow: Arc::clone(&flow),
+            senders: JoinSet::new(),
+            members: JoinSet::new(),
+            consumers: Vec::new(),
+        };
+        for name in ["m0", "m1"] {
+            let consumer = mq.consumer(&topic, GROUP).await?;
+            load.consumers.push(consumer.clone());
+            load.members.spawn(consume(cx.clone(), Arc::clone(&flow), name, consumer));
+        }
+        for (partition, at_once) in [(0, 1), (1, 20)] {
+            let mut sender = cx.history().sender(&producer, &format!("s{partition}"));
+            let (cx, flow) = (cx.clone(), Arc::clone(&flow));
+            load.senders.spawn(async move {
+                while !flow.enough.load(Ordering::Relaxed) {
+                    // One awaited at a time to one partition, pipelined to the other.
+                    let payloads = sender.send_all(at_once, Some(partition), 0).await;
+                    let stored = flow.note_stored(&cx, &payloads);
+                    let pause = if stored == 0 { 50 } else { 2 };
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Ok(())
+            });
+        }
+        Ok(load)
+    }
+
+    /// Waits until messages that are sent from now on have been stored and have come; returns how long that took.
+    pub(super) async fn flows(&self, what: &str, limit: Duration) -> CaseResult<Duration> {
+        const ENOUGH: usize = 100;
+        let begun = Instant::now();
+        let mark = self.flow.stored().len();
+        let flows = self
+            .cx
+            .eventually(format_args!("stuck: {ENOUGH} new messages {what}"), limit, || {
+                let stored = self.flow.stored();
+                let came = self.flow.came();
+                let fresh = stored.get(mark..mark + ENOUGH);
+                let flows = fresh.is_some_and(|fresh| fresh.iter().all(|payload| came.contains(payload)));
+                async move { Ok(flows.then_some(())) }
+            })
+            .await;
+        if let Err(failure) = flows {
+            let stored = self.flow.stored().len().saturating_sub(mark);
+            return Err(failure.during(format_args!("{stored} new ones were answered Ok")));
+        }
+        Ok(begun.elapsed())
+    }
+
+    /// Writes down that the server is not as it was.
+    pub(super) fn disturbed(&self, what: &str) {
+        note!(self.cx, "server: {what}");
+        self.cx.history().record(What::Disturbed { what: what.to_owned() });
+    }
+
+    /// Measures how soon messages flow again, once the server is ready.
+    pub(super) async fn recovers(&self, what: &str) -> CaseResult {
+        let took = self.flows(what, self.cx.times().progress).await?;
+        self.cx.measure(Measured::Recovery, took);
+        Ok(())
+    }
+
+    /// Ends the sends, waits for everything that was answered `Ok`, closes the members and judges the history.
+    pub(super) async fn finish(mut self) -> CaseResult {
+        let limit = self.cx.times().progress;
+        self.flow.enough.store(true, Ordering::Relaxed);
+        while let Some(sender) = self
+            .cx
+            .within("the end of the sends", limit, self.senders.join_next())
+            .await?
+        {
+            sender??;
+        }
+        let all = self
+            .cx
+            .eventually("everything that was answered Ok", limit, || {
+                let missing = self.flow.missing();
+                async move { Ok(missing.is_empty().then_some(())) }
+            })
+            .await;
+        let sent = self.flow.stored().len();
+        self.cx.count_sent(sent);
+        note!(self.cx, "{sent} messages were answered Ok, {} came", self.flow.came().len());
+        for consumer in &self.consumers {
+            self.cx.within("close of a member", limit, consumer.close()).await??;
+        }
+        while let Some(member) = self
+            .cx
+            .within("the end of the members", limit, self.members.join_next())
+            .await?
+        {
+            member??;
+        }
+        let mut expect = Expect::complete_for([GROUP]);
+        expect.progress = Some(limit);
+        self.cx.history().check(&expect)?;
+        // What the history does not explain.
+        all.map_err(|failure| {
+            let missing = self.flow.missing();
+            failure.during(format_args!("{} missing: {}", missing.len(), list(&missing)))
+        })
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.flow.enough.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Flow {
+    /// Notes which of these were answered `Ok`, and returns how many.
+    fn note_stored(&self, cx: &Context, payloads: &[String]) -> usize {
+        let ok = cx.history().stored(payloads);
+        let count = ok.len();
+        self.stored().extend(ok);
+        count
+    }
+
+    fn missing(&self) -> Vec<String> {
+        let came = self.came();
+        self.stored()
+            .iter()
+            .filter(|payload| !came.contains(*payload))
+            .cloned()
+            .collect()
+    }
+
+    fn stored(&self) -> MutexGuard<'_, Vec<String>> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn came(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.came.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Consumes and acks until the consumer is closed, and goes on after every error that is worth a retry.
+async fn consume(cx: Context, flow: Arc<Flow>, name: &'static str, consumer: Consumer) -> CaseResult {
+    let history = cx.history().clone();
+    let mut count = 0_usize;
+    loop {
+        match consumer.consume().await {
+            Ok(delivery) => {
+                history.handed_over(GROUP, name, &delivery);
+                flow.came().insert(crate::flow::text(&delivery));
+                cx.count_delivered(delivery.attempt());
+                history.settle(GROUP, name, delivery, How::Ack)?;
+                count += 1;
+                if count.is_multiple_of(200) {
+                    // During a fault it fails; only those that are `Ok` promise something.
+                    let _ = history.commit(GROUP, name, &consumer).await;
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Closed => return Ok(()),
+            Err(error) if error.is_retryable() => note!(cx, "member {name} goes on after: {error}"),
+            Err(error) => {
+                return Err(Failure::from(error).during(format_args!("member {name} met what is not worth a retry")));
+            }
+        }
+    }
+}
