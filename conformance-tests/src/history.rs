@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mq_api::{Consumer, Delivery, Error, Moment, Offset, Outcome, Producer, Receipt};
+use mq_api::{Consumer, Delivery, Error, ErrorKind, Moment, Offset, Outcome, Producer, Receipt};
 
 use crate::{
     agent::Seen,
@@ -69,7 +69,7 @@ pub(crate) enum What {
         how: How,
         /// False where it was refused as stale.
         accepted: bool,
-        /// When, on the machine's clock.
+        /// When it was asked for, on the machine's clock.
         stamp: u64,
     },
     /// `commit` has returned `Ok`: what the member acked before it was called is stored.
@@ -184,9 +184,12 @@ impl History {
         });
     }
 
-    /// Settles a delivery and writes down how that went. A stale settlement is written down, not an error.
+    /// Settles a delivery and writes down how that went. A settlement that comes too late, for its partition or its
+    /// consumer, is written down and no error.
     pub(crate) fn settle(&self, group: &str, member: &str, delivery: Delivery, how: How) -> CaseResult {
         let (partition, offset, epoch) = (delivery.partition(), delivery.offset(), delivery.epoch());
+        // Before the call: what happens between the call and a later stamp would be taken for a late acceptance.
+        let stamp = now().as_nanos();
         let result = match how {
             How::Ack => delivery.ack(),
             How::Nack => delivery.nack(),
@@ -198,7 +201,7 @@ impl History {
         };
         let accepted = match &result {
             Ok(()) => true,
-            Err(error) if error.kind() == mq_api::ErrorKind::StaleAck => false,
+            Err(error) if matches!(error.kind(), ErrorKind::StaleAck | ErrorKind::Closed) => false,
             Err(error) => return Err(error.clone().into()),
         };
         self.record(What::Settled {
@@ -209,7 +212,7 @@ impl History {
             epoch,
             how,
             accepted,
-            stamp: now().as_nanos(),
+            stamp,
         });
         Ok(())
     }

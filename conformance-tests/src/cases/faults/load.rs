@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use mq_api::{Consumer, ErrorKind};
+use mq_api::{Consumer, ErrorKind, Producer};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     context::{Context, Measured},
     failure::{CaseResult, Failure, note},
     flow::list,
-    history::{How, What},
+    history::{History, How, What, payload},
 };
 
 const GROUP: &str = "group";
@@ -60,14 +60,21 @@ impl Load {
             load.members.spawn(consume(cx.clone(), Arc::clone(&flow), name, consumer));
         }
         for (partition, at_once) in [(0, 1), (1, 20)] {
-            let mut sender = cx.history().sender(&producer, &format!("s{partition}"));
-            let (cx, flow) = (cx.clone(), Arc::clone(&flow));
+            let mut sender = Sender {
+                history: cx.history().clone(),
+                producer: producer.clone(),
+                name: format!("s{partition}"),
+                partition,
+                next: 0,
+            };
+            let flow = Arc::clone(&flow);
             load.senders.spawn(async move {
                 while !flow.enough.load(Ordering::Relaxed) {
-                    // One awaited at a time to one partition, pipelined to the other.
-                    let payloads = sender.send_all(at_once, Some(partition), 0).await;
-                    let stored = flow.note_stored(&cx, &payloads);
-                    let pause = if stored == 0 { 50 } else { 2 };
+                    // One awaited at a time to one partition, pipelined to the other. What failed is sent again as a
+                    // message of its own, so that its copies can be told apart.
+                    let stored = sender.send(at_once).await;
+                    let pause = if stored.is_empty() { 50 } else { 2 };
+                    flow.stored().extend(stored);
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
                 Ok(())
@@ -160,14 +167,6 @@ impl Drop for Load {
 }
 
 impl Flow {
-    /// Notes which of these were answered `Ok`, and returns how many.
-    fn note_stored(&self, cx: &Context, payloads: &[String]) -> usize {
-        let ok = cx.history().stored(payloads);
-        let count = ok.len();
-        self.stored().extend(ok);
-        count
-    }
-
     fn missing(&self) -> Vec<String> {
         let came = self.came();
         self.stored()
@@ -183,6 +182,41 @@ impl Flow {
 
     fn came(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.came.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends to one partition and writes each send down.
+struct Sender {
+    history: History,
+    producer: Producer,
+    name: String,
+    partition: u32,
+    next: u64,
+}
+
+impl Sender {
+    /// Sends so many messages, pipelined, and returns those that were answered `Ok`.
+    async fn send(&mut self, count: usize) -> Vec<String> {
+        let mut under_way = Vec::with_capacity(count);
+        for _ in 0..count {
+            let sequence = self.next;
+            self.next += 1;
+            let payload = payload(&self.name, sequence, 0);
+            let admitted = self.producer.enqueue_to(self.partition, payload.clone()).await;
+            under_way.push((payload, sequence, admitted));
+        }
+        let mut stored = Vec::with_capacity(count);
+        for (payload, sequence, admitted) in under_way {
+            let result = match admitted {
+                Ok(pending) => pending.await,
+                Err(error) => Err(error),
+            };
+            self.history.sent(&payload, &self.name, sequence, &result);
+            if result.is_ok() {
+                stored.push(payload);
+            }
+        }
+        stored
     }
 }
 
