@@ -96,6 +96,7 @@ pub(crate) struct ToSend {
     pub(crate) payload: String,
     pub(crate) key: Option<String>,
     pub(crate) partition: Option<u32>,
+    pub(crate) delay: Option<Duration>,
 }
 
 /// Holds the options of a member's consumer that cases use.
@@ -445,6 +446,9 @@ impl Agent {
             let mut message = Message::from(one.payload);
             if let Some(key) = one.key {
                 message = message.with_key(key);
+            }
+            if let Some(delay) = one.delay {
+                message = message.with_delay(delay);
             }
             let result = match one.partition {
                 Some(partition) => producer.produce_to(partition, message).await,

@@ -249,7 +249,7 @@ impl Context {
             .create_topic(&name, partitions)
             .await
             .map_err(|error| {
-                Failure::from(error).during(format_args!("create topic {name} of {partitions} partitions"))
+                Failure::from(error).during(format!("create topic {name} of {partitions} partitions"))
             })?;
         note!(self, "topic {name} of {partitions} partitions");
         Ok(name)

@@ -89,7 +89,7 @@ async fn settle_sends(
     let mut receipts = Vec::with_capacity(pending.len());
     for (at, one) in pending.into_iter().enumerate() {
         let receipt = one.await.map_err(|error| {
-            Failure::from(error).during(format_args!("message {at} sent to {}", producer.topic()))
+            Failure::from(error).during(format!("message {at} sent to {}", producer.topic()))
         })?;
         receipts.push(receipt);
     }
@@ -107,7 +107,7 @@ pub(crate) async fn one(cx: &Context, consumer: &Consumer) -> CaseResult<Deliver
 pub(crate) async fn one_within(cx: &Context, consumer: &Consumer, limit: Duration) -> CaseResult<Delivery> {
     let delivery = cx
         .within(
-            format_args!("a message for group {} of {}", consumer.group(), consumer.topic()),
+            format!("a message for group {} of {}", consumer.group(), consumer.topic()),
             limit,
             consumer.consume(),
         )
@@ -134,11 +134,7 @@ pub(crate) async fn take(cx: &Context, consumer: &Consumer, n: usize) -> CaseRes
             Ok(delivery) => taken.push(delivery),
             Err(failure) => {
                 let came: Vec<_> = taken.iter().map(text).collect();
-                return Err(failure.during(format_args!(
-                    "{} of {n} messages came: {}",
-                    taken.len(),
-                    list(&came)
-                )));
+                return Err(failure.during(format!("{} of {n} messages came: {}", taken.len(), list(&came))));
             }
         }
     }
@@ -156,11 +152,7 @@ pub(crate) async fn take_acked(cx: &Context, consumer: &Consumer, n: usize) -> C
             }
             Err(failure) => {
                 let came: Vec<_> = taken.iter().map(|t| &t.payload).collect();
-                return Err(failure.during(format_args!(
-                    "{} of {n} messages came: {}",
-                    taken.len(),
-                    list(&came)
-                )));
+                return Err(failure.during(format!("{} of {n} messages came: {}", taken.len(), list(&came))));
             }
         }
     }
@@ -184,7 +176,7 @@ pub(crate) async fn take_until(
                 taken.push(one);
             }
             Err(failure) => {
-                return Err(failure.during(format_args!(
+                return Err(failure.during(format!(
                     "lost: {} messages never came: {}; {} came",
                     missing.len(),
                     list(&missing.iter().collect::<Vec<_>>()),

@@ -270,7 +270,7 @@ impl Member {
                 blocked.as_mut().enable();
                 thread.gate.shut();
                 self.cx
-                    .within(format_args!("freeze of member {}", self.name), PATIENCE, blocked)
+                    .within(format!("freeze of member {}", self.name), PATIENCE, blocked)
                     .await
             }
             Body::Dead => fail!("member {} is dead", self.name),

@@ -14,7 +14,7 @@ use self::{
     frozen::close_is_bounded_with_the_server_frozen,
     leaks::{hundred_rounds_end_where_they_began, what_is_dropped_is_gone},
     lifecycle::{
-        close_ends_a_pending_consume, close_flushes_what_was_enqueued, client_closes_its_children,
+        client_closes_its_children, close_ends_a_pending_consume, close_flushes_what_was_enqueued,
         every_caller_of_close_gets_the_same_result,
     },
     refusals::every_call_after_close_is_closed,

@@ -51,7 +51,11 @@ async fn json_round_trip_and_typed_failure(cx: Context) -> CaseResult {
     first.ack()?;
 
     let broken = one(&cx, &consumer).await?;
-    let error = refused("JSON that breaks off", broken.json::<Order>(), ErrorKind::InvalidMessage)?;
+    let error = refused(
+        "JSON that breaks off",
+        broken.json::<Order>(),
+        ErrorKind::InvalidMessage,
+    )?;
     let shown = format!("{error} {error:?}");
     ensure!(!shown.contains("4111"), "the error shows the payload: {shown}");
     broken.reject()?;

@@ -8,23 +8,21 @@ mod process;
 mod trimmed;
 
 use crate::{
-    capability::Capability,
     cases::{Case, case},
     harness::Fault,
 };
 
 use self::{
-    groups::{
-        a_group_starts_where_it_says, extra_member_idles_and_takes_over, one_group_name_on_two_topics,
-        two_groups_see_everything,
-    },
+    groups::{a_group_starts_where_it_says, extra_member_idles_and_takes_over, two_groups_see_everything},
     handover::{closed_member_hands_on_what_is_not_acked, join_under_load_loses_nothing},
     idle::idle_consumer_costs_nothing_and_wakes,
     order::{
         batch_does_not_wait_to_fill, cancelled_consume_loses_nothing, channel_is_bounded_and_gives_back,
         each_message_goes_to_one_task, partitions_keep_their_order, unknown_topic_is_refused,
     },
-    process::{frozen_member_hands_over_nothing_late, killed_member_is_replaced},
+    process::{
+        frozen_member_hands_over_nothing_late, killed_member_is_replaced, one_group_name_on_two_topics,
+    },
     trimmed::position_below_what_is_retained_goes_on,
 };
 

@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use crate::{
     agent::ToSend,
     capability::Capability,
+    cases::steps::{one_through_outages, payloads, take_until_through_outages},
     cases::{Case, case},
     context::{Context, Measured},
     failure::{CaseResult, ensure, note},
     flow::{each_once, list, numbered, one, refused, send_to, take_acked, text},
     harness::Fault,
-    steps::{one_through_outages, payloads, take_until_through_outages},
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -53,7 +53,13 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
     }
     let at = Timestamp::now().saturating_add(Duration::from_millis(800));
     let until_then = at.saturating_since(Timestamp::now());
-    due.insert("at".to_owned(), (clock.now() + until_then.saturating_sub(Duration::from_millis(2)), clock.now() + until_then));
+    due.insert(
+        "at".to_owned(),
+        (
+            clock.now() + until_then.saturating_sub(Duration::from_millis(2)),
+            clock.now() + until_then,
+        ),
+    );
     producer
         .produce_to(0, Message::new("at").with_deliver_at(at))
         .await?;
@@ -67,7 +73,9 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
     let mut came = Vec::new();
     let (mut worst, precision) = (Duration::ZERO, cx.capabilities().delay_precision);
     while came.len() < due.len() + 2 {
-        let delivery = one(&cx, &consumer).await.map_err(|f| f.during(format_args!("came so far {came:?}")))?;
+        let delivery = one(&cx, &consumer)
+            .await
+            .map_err(|f| f.during(format!("came so far {came:?}")))?;
         let payload = text(&delivery);
         if let Some((earliest, latest)) = due.get(&payload) {
             let handed = delivery.handed_over_at();
@@ -89,7 +97,11 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
         came.push(payload);
     }
     cx.measure(Measured::DelayLate, worst);
-    let sent: Vec<_> = due.keys().cloned().chain(["past".to_owned(), "now".to_owned()]).collect();
+    let sent: Vec<_> = due
+        .keys()
+        .cloned()
+        .chain(["past".to_owned(), "now".to_owned()])
+        .collect();
     each_once("delayed messages and others", &came, &sent)?;
     let first: Vec<_> = came.iter().take(2).map(String::as_str).collect();
     ensure!(
@@ -191,7 +203,11 @@ async fn killed_mover_loses_nothing(cx: Context) -> CaseResult {
         if round > 0 {
             early = take_acked(&cx, &consumer, if round == 1 { 1 } else { EACH / 2 }).await?;
         }
-        note!(cx, "round {round}: the mover is killed after {:?}", begun.elapsed());
+        note!(
+            cx,
+            "round {round}: the mover is killed after {:?}",
+            begun.elapsed()
+        );
         mover.kill().await?;
         let rest: Vec<_> = sent
             .iter()
@@ -201,7 +217,7 @@ async fn killed_mover_loses_nothing(cx: Context) -> CaseResult {
         let limit = delay + cx.times().crash_takeover + cx.times().progress;
         let came = take_until_through_outages(&cx, &consumer, &rest, limit)
             .await
-            .map_err(|f| f.during(format_args!("round {round}, the mover was killed")))?;
+            .map_err(|f| f.during(format!("round {round}, the mover was killed")))?;
         let all = [payloads(&early), payloads(&came)].concat();
         let foreign: Vec<_> = all.iter().filter(|one| !one.starts_with('r')).collect();
         ensure!(foreign.is_empty(), "unexpected: {}", list(&foreign));

@@ -9,8 +9,13 @@ use crate::{
 };
 
 use self::{
-    readers::{fetch_gives_n_from_an_offset, offset_beyond_the_end_is_refused, reader_starts_where_it_says, time_finds_the_first_message_at_or_after_it},
-    seeks::{lag_is_the_end_minus_the_committed, pause_keeps_the_partition_and_loses_nothing, seek_moves_both_ways},
+    readers::{
+        fetch_gives_n_from_an_offset, offset_beyond_the_end_is_refused, reader_starts_where_it_says,
+        time_finds_the_first_message_at_or_after_it,
+    },
+    seeks::{
+        lag_is_the_end_minus_the_committed, pause_keeps_the_partition_and_loses_nothing, seek_moves_both_ways,
+    },
 };
 
 pub(super) const CASES: &[Case] = &[

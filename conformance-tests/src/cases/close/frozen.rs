@@ -39,7 +39,11 @@ pub(super) async fn close_is_bounded_with_the_server_frozen(cx: Context) -> Case
     }
     let mut took = Vec::new();
     for (what, limit, close) in [
-        ("producer", LIMIT, Box::pin(producer.close()) as futures_util::future::BoxFuture<'_, _>),
+        (
+            "producer",
+            LIMIT,
+            Box::pin(producer.close()) as futures_util::future::BoxFuture<'_, _>,
+        ),
         ("consumer", LIMIT, Box::pin(consumer.close())),
         ("reader", LIMIT, Box::pin(reader.close())),
         // It closes one more producer and consumer, then itself.
@@ -47,16 +51,24 @@ pub(super) async fn close_is_bounded_with_the_server_frozen(cx: Context) -> Case
     ] {
         let begun = Instant::now();
         let result = cx
-            .within(format_args!("hangs: close of the {what} with the server frozen"), limit, close)
+            .within(
+                format!("hangs: close of the {what} with the server frozen"),
+                limit,
+                close,
+            )
             .await?;
-        note!(cx, "close of the {what} took {:?} and gave {result:?}", begun.elapsed());
+        note!(
+            cx,
+            "close of the {what} took {:?} and gave {result:?}",
+            begun.elapsed()
+        );
         took.push((what, begun.elapsed()));
     }
     let count = pending.len();
     for (place, receipt) in pending.into_iter().enumerate() {
         let result = cx
             .within(
-                format_args!("the receipt of message {place} of {count} after close"),
+                format!("the receipt of message {place} of {count} after close"),
                 Duration::from_secs(5),
                 receipt,
             )

@@ -5,10 +5,10 @@ use std::time::Duration;
 use mq_api::Mq;
 
 use crate::{
+    cases::resources::Held,
     context::Context,
     failure::{CaseResult, Failure, note},
     flow::{one, send_to},
-    resources::Held,
 };
 
 /// How long threads of a pool may wait for more work before they end.
@@ -24,7 +24,12 @@ pub(super) async fn what_is_dropped_is_gone(cx: Context) -> CaseResult {
     for round in 1..=5 {
         drop_all(&cx, &topic, round).await?;
     }
-    back_to(&cx, "five rounds in which everything was dropped without close", before).await
+    back_to(
+        &cx,
+        "five rounds in which everything was dropped without close",
+        before,
+    )
+    .await
 }
 
 /// Z8: a hundred rounds of open, use and close end with the threads, tasks and descriptors of the first. Guarantee 7.
@@ -44,7 +49,13 @@ async fn drop_all(cx: &Context, topic: &str, round: usize) -> CaseResult {
     let producer = mq.producer(topic).await?;
     let consumer = mq.consumer(topic, format!("group-{round}")).await?;
     let reader = mq.reader(topic).await?;
-    send_to(cx, &producer, 0, &["a".to_owned(), "b".to_owned(), "c".to_owned()]).await?;
+    send_to(
+        cx,
+        &producer,
+        0,
+        &["a".to_owned(), "b".to_owned(), "c".to_owned()],
+    )
+    .await?;
     let held = one(cx, &consumer).await?;
     one(cx, &consumer).await?.ack()?;
     let mut channel = consumer.channel(4)?;
@@ -67,7 +78,8 @@ async fn close_all(cx: &Context, topic: &str) -> CaseResult {
     one(cx, &consumer).await?.ack()?;
     cx.within("a message by the reader", cx.times().progress, reader.next())
         .await??;
-    cx.within("close of the client", cx.times().progress, mq.close()).await??;
+    cx.within("close of the client", cx.times().progress, mq.close())
+        .await??;
     Ok(())
 }
 

@@ -13,10 +13,10 @@ use mq_api::{Error, ErrorKind, Mq, Result, driver};
 use tokio::task::JoinSet;
 
 use crate::{
+    cases::steps::payloads,
     context::Context,
     failure::{CaseResult, ensure, fail},
     flow::{in_order, numbered, one, refused, send_to, take_acked},
-    steps::payloads,
     wrap::{Scope, Tweak, Tweaked},
 };
 
@@ -29,7 +29,10 @@ struct FailingClose {
 impl FailingClose {
     fn failure(&self, what: &str) -> Error {
         let count = self.failures.fetch_add(1, Ordering::SeqCst);
-        Error::new(ErrorKind::Interrupted, format!("injected failure {count} of the {what}"))
+        Error::new(
+            ErrorKind::Interrupted,
+            format!("injected failure {count} of the {what}"),
+        )
     }
 }
 
@@ -111,13 +114,20 @@ async fn same<F: Future<Output = Result<()>> + Send + 'static>(
     }
     let mut results = Vec::new();
     while let Some(result) = cx
-        .within(format_args!("the concurrent closes of the {what}"), limit, tasks.join_next())
+        .within(
+            format!("the concurrent closes of the {what}"),
+            limit,
+            tasks.join_next(),
+        )
         .await?
     {
         results.push(result?);
     }
     for _ in 0..2 {
-        results.push(cx.within(format_args!("a later close of the {what}"), limit, close()).await?);
+        results.push(
+            cx.within(format!("a later close of the {what}"), limit, close())
+                .await?,
+        );
     }
     let told: Vec<_> = results.iter().map(|result| format!("{result:?}")).collect();
     ensure!(
@@ -150,7 +160,8 @@ pub(super) async fn close_flushes_what_was_enqueued(cx: Context) -> CaseResult {
         if by_client {
             cx.within("close of the client", limit, client.close()).await??;
         } else {
-            cx.within("close of the producer", limit, producer.close()).await??;
+            cx.within("close of the producer", limit, producer.close())
+                .await??;
         }
         cx.count_sent(sent.len());
         let group = format!("group-{round}");
@@ -197,17 +208,26 @@ pub(super) async fn close_ends_a_pending_consume(cx: Context) -> CaseResult {
         if by_client {
             cx.within("close of the client", limit, mq.close()).await??;
         } else {
-            cx.within("close of the consumer", limit, consumer.close()).await??;
+            cx.within("close of the consumer", limit, consumer.close())
+                .await??;
             cx.within("close of the reader", limit, reader.close()).await??;
         }
         let mut left = 4;
         while left > 0 {
             let ended = cx
-                .within(format_args!("the end of {left} calls that waited when all was closed"), limit, waiting.join_next())
+                .within(
+                    format!("the end of {left} calls that waited when all was closed"),
+                    limit,
+                    waiting.join_next(),
+                )
                 .await?;
             let Some(ended) = ended else { break };
             let (call, result) = ended?;
-            refused(&format!("{call} that waited when it was closed"), result, ErrorKind::Closed)?;
+            refused(
+                &format!("{call} that waited when it was closed"),
+                result,
+                ErrorKind::Closed,
+            )?;
             left -= 1;
         }
     }
@@ -234,7 +254,11 @@ pub(super) async fn client_closes_its_children(cx: Context) -> CaseResult {
         one(&cx, &consumer).await?.ack()?;
         let closed = cx.within("close of the client", limit, mq.close()).await?;
         if fails {
-            let error = refused("close of a client whose children fail", closed, ErrorKind::Interrupted)?;
+            let error = refused(
+                "close of a client whose children fail",
+                closed,
+                ErrorKind::Interrupted,
+            )?;
             let text = error.to_string();
             let told = |what: &str| text.matches(&format!("of the {what}")).count();
             ensure!(
@@ -246,11 +270,24 @@ pub(super) async fn client_closes_its_children(cx: Context) -> CaseResult {
         }
         for (what, result) in [
             ("produce", producer.produce("m").await.map(drop)),
-            ("produce of the second producer", second.produce("m").await.map(drop)),
-            ("consume", cx.within("consume", limit, consumer.consume()).await?.map(drop)),
-            ("next of the reader", cx.within("next", limit, reader.next()).await?.map(drop)),
+            (
+                "produce of the second producer",
+                second.produce("m").await.map(drop),
+            ),
+            (
+                "consume",
+                cx.within("consume", limit, consumer.consume()).await?.map(drop),
+            ),
+            (
+                "next of the reader",
+                cx.within("next", limit, reader.next()).await?.map(drop),
+            ),
         ] {
-            refused(&format!("{what} after the client was closed"), result, ErrorKind::Closed)?;
+            refused(
+                &format!("{what} after the client was closed"),
+                result,
+                ErrorKind::Closed,
+            )?;
         }
         // What was acked is stored: close commits.
         let committed = cx.mq().await?.lag(&topic, &group).await?;

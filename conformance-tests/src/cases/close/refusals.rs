@@ -43,7 +43,11 @@ pub(super) async fn every_call_after_close_is_closed(cx: Context) -> CaseResult 
 async fn check(cx: &Context, what: &str, calls: impl Future<Output = Calls>) -> CaseResult {
     // None of these does I/O: the limit is for one that hangs.
     let calls = cx
-        .within(format_args!("the calls of a closed {what}"), Duration::from_secs(10), calls)
+        .within(
+            format!("the calls of a closed {what}"),
+            Duration::from_secs(10),
+            calls,
+        )
         .await?;
     for (call, result) in calls {
         refused(&format!("{call} of a closed {what}"), result, ErrorKind::Closed)?;

@@ -7,10 +7,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     capability::Capability,
+    cases::steps::payloads,
     context::{Context, Measured},
     failure::{CaseResult, ensure, fail, note},
     flow::{each_once, in_order, numbered, refused, send_to, take_acked, take_until},
-    steps::payloads,
 };
 
 /// C1: a group made later sees all that is retained from the earliest; one that starts at the latest sees exactly what
@@ -47,7 +47,10 @@ pub(super) async fn a_group_starts_where_it_says(cx: Context) -> CaseResult {
     }
 
     let from = taken[12].offset;
-    let consumer = mq.consumer(&topic, "offset").start_at(Start::Offset(from)).await?;
+    let consumer = mq
+        .consumer(&topic, "offset")
+        .start_at(Start::Offset(from))
+        .await?;
     let came = take_acked(&cx, &consumer, 3).await?;
     in_order(
         &format!("a group that starts at offset {from}"),
@@ -84,7 +87,10 @@ async fn starts_at_a_time(cx: &Context) -> CaseResult {
             break message.timestamp();
         }
     };
-    let consumer = mq.consumer(&topic, "time").start_at(Start::Time(boundary)).await?;
+    let consumer = mq
+        .consumer(&topic, "time")
+        .start_at(Start::Time(boundary))
+        .await?;
     let came = take_acked(cx, &consumer, after.len()).await?;
     in_order(
         &format!("a group that starts at the time {boundary:?}"),
@@ -108,7 +114,9 @@ pub(super) async fn two_groups_see_everything(cx: Context) -> CaseResult {
     }
     // One after the other: the second group must not be served from what the first has left.
     for (group, consumer) in [("group first", &first), ("group second", &second)] {
-        let came = take_until(&cx, consumer, &sent).await.map_err(|f| f.during(group))?;
+        let came = take_until(&cx, consumer, &sent)
+            .await
+            .map_err(|f| f.during(group))?;
         each_once(group, payloads(&came), &sent)?;
         consumer.commit().await?;
     }
@@ -126,11 +134,23 @@ pub(super) async fn extra_member_idles_and_takes_over(cx: Context) -> CaseResult
     for _ in 0..PARTITIONS {
         members.push(mq.consumer(&topic, "group").await?);
     }
-    spread(&cx, "one partition for each of three members", &members, &[1, 1, 1]).await?;
+    spread(
+        &cx,
+        "one partition for each of three members",
+        &members,
+        &[1, 1, 1],
+    )
+    .await?;
     let before: Vec<_> = members.iter().map(owned).collect();
 
     members.push(mq.consumer(&topic, "group").await?);
-    spread(&cx, "a fourth member without a partition", &members, &[0, 1, 1, 1]).await?;
+    spread(
+        &cx,
+        "a fourth member without a partition",
+        &members,
+        &[0, 1, 1, 1],
+    )
+    .await?;
     let after: Vec<_> = members.iter().take(3).map(owned).collect();
     ensure!(
         !sticky || before == after,
@@ -145,7 +165,13 @@ pub(super) async fn extra_member_idles_and_takes_over(cx: Context) -> CaseResult
     let kept: BTreeSet<_> = members.iter().flat_map(owned).collect();
     let begun = Instant::now();
     leaving.close().await?;
-    spread(&cx, "the extra member in the place of the one that left", &members, &[1, 1, 1]).await?;
+    spread(
+        &cx,
+        "the extra member in the place of the one that left",
+        &members,
+        &[1, 1, 1],
+    )
+    .await?;
     let took = begun.elapsed();
     cx.measure(Measured::CloseTakeover, took);
     ensure!(
@@ -197,5 +223,5 @@ pub(super) async fn spread(cx: &Context, what: &str, members: &[Consumer], count
         .await;
     let sets: Vec<_> = members.iter().map(owned).collect();
     note!(cx, "{what}: members own (partition, epoch) {sets:?}");
-    outcome.map_err(|f| f.during(format_args!("members own (partition, epoch) {sets:?}")))
+    outcome.map_err(|f| f.during(format!("members own (partition, epoch) {sets:?}")))
 }

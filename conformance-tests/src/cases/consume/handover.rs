@@ -14,12 +14,12 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     capability::Capability,
+    cases::steps::{nothing_but_the_marker, payloads, take_up_to},
     checker::Expect,
     context::{Context, Measured},
-    failure::{CaseResult, Failure, ensure, fail, note},
+    failure::{CaseResult, ensure, fail, note},
     flow::{Taken, list, numbered, one_within, send_to, take, take_acked, text},
     history::{History, How, What},
-    steps::{nothing_but_the_marker, payloads, take_up_to},
 };
 
 use super::groups::{owned, spread};
@@ -59,7 +59,12 @@ pub(super) async fn join_under_load_loses_nothing(cx: Context) -> CaseResult {
 
     let mut tasks = JoinSet::new();
     let mut members = Vec::new();
-    for (name, counts) in [("a", &[4][..]), ("b", &[2, 2]), ("c", &[1, 1, 2]), ("d", &[1, 1, 1, 1])] {
+    for (name, counts) in [
+        ("a", &[4][..]),
+        ("b", &[2, 2]),
+        ("c", &[1, 1, 2]),
+        ("d", &[1, 1, 1, 1]),
+    ] {
         let consumer = mq.consumer(&topic, GROUP).await?;
         tasks.spawn(Arc::clone(&crowd).work(name, consumer.clone()));
         members.push(consumer);
@@ -68,7 +73,10 @@ pub(super) async fn join_under_load_loses_nothing(cx: Context) -> CaseResult {
     }
     let leaving = members.remove(0);
     leaving.close().await?;
-    history.record(What::Gone { group: GROUP.to_owned(), member: "a".to_owned() });
+    history.record(What::Gone {
+        group: GROUP.to_owned(),
+        member: "a".to_owned(),
+    });
     spread(&cx, "member a left under load", &members, &[1, 1, 2]).await?;
     crowd.some_more(&cx, 200).await?;
     enough.store(true, Ordering::Relaxed);
@@ -148,7 +156,7 @@ impl Crowd {
     /// Waits until so many more messages have come.
     async fn some_more(&self, cx: &Context, more: usize) -> CaseResult {
         let wanted = self.came().len() + more;
-        cx.eventually(format_args!("{more} more messages"), cx.times().progress, || {
+        cx.eventually(format!("{more} more messages"), cx.times().progress, || {
             let came = self.came().len();
             async move { Ok((came >= wanted).then_some(())) }
         })
@@ -162,7 +170,10 @@ pub(super) async fn closed_member_hands_on_what_is_not_acked(cx: Context) -> Cas
     let mq = cx.mq().await?;
     let topic = cx.topic("leave", 2).await?;
     let producer = mq.producer(&topic).await?;
-    let members = [mq.consumer(&topic, GROUP).await?, mq.consumer(&topic, GROUP).await?];
+    let members = [
+        mq.consumer(&topic, GROUP).await?,
+        mq.consumer(&topic, GROUP).await?,
+    ];
     spread(&cx, "one partition for each of two members", &members, &[1, 1]).await?;
     let [leaving, staying] = members;
     let Some(partition) = owned(&leaving).first().map(|(partition, _)| *partition) else {
@@ -205,14 +216,22 @@ pub(super) async fn closed_member_hands_on_what_is_not_acked(cx: Context) -> Cas
 
 /// Checks what the successor of a member is handed that was handed `sent` and has acked every other one, from the first
 /// on. The successor's first delivery is given.
-pub(super) async fn successor_gets(cx: &Context, sent: &[String], first: Delivery, successor: &Consumer) -> CaseResult {
+pub(super) async fn successor_gets(
+    cx: &Context,
+    sent: &[String],
+    first: Delivery,
+    successor: &Consumer,
+) -> CaseResult {
     let mut taken = vec![Taken::of(&first)];
     let partition = first.partition();
     first.ack()?;
     let last = sent.last().map(String::as_str).unwrap_or_default();
     if taken[0].payload != last {
         taken.extend(take_up_to(cx, successor, last).await?);
-        taken.push(Taken { payload: last.to_owned(), ..taken[0].clone() });
+        taken.push(Taken {
+            payload: last.to_owned(),
+            ..taken[0].clone()
+        });
     }
     let sparse = cx.can(Capability::SparseAcks);
     let wanted: Vec<&str> = sent
@@ -237,4 +256,3 @@ pub(super) async fn successor_gets(cx: &Context, sent: &[String], first: Deliver
     );
     Ok(())
 }
-

@@ -6,10 +6,10 @@ use mq_api::{Consumer, Producer};
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    cases::resources::processor_time,
     context::{Context, Measured},
     failure::{CaseResult, ensure, note},
     flow::{send_to, take_acked},
-    resources::processor_time,
 };
 
 const PARTITIONS: u32 = 4;
@@ -41,7 +41,7 @@ pub(super) async fn idle_consumer_costs_nothing_and_wakes(cx: Context) -> CaseRe
         );
         wake(&producer, 3).await
     };
-    let (sent, woken) = tokio::try_join!(waits, woken(&cx, &consumer))?;
+    let (sent, woken) = tokio::try_join!(waits, end_of_wait(&cx, &consumer))?;
     let mut took = vec![woken.saturating_duration_since(sent)];
     for round in 0..ROUNDS {
         let waits = async {
@@ -49,7 +49,7 @@ pub(super) async fn idle_consumer_costs_nothing_and_wakes(cx: Context) -> CaseRe
             sleep(Duration::from_millis(fastrand::u64(20..120))).await;
             wake(&producer, round % PARTITIONS).await
         };
-        let (sent, woken) = tokio::try_join!(waits, woken(&cx, &consumer))?;
+        let (sent, woken) = tokio::try_join!(waits, end_of_wait(&cx, &consumer))?;
         took.push(woken.saturating_duration_since(sent));
     }
     note!(cx, "wake-up times {took:?}");
@@ -73,9 +73,11 @@ async fn wake(producer: &Producer, partition: u32) -> CaseResult<Instant> {
 }
 
 /// Waits for one message and returns when it came.
-async fn woken(cx: &Context, consumer: &Consumer) -> CaseResult<Instant> {
+async fn end_of_wait(cx: &Context, consumer: &Consumer) -> CaseResult<Instant> {
     let limit = Duration::from_secs(15) + cx.times().progress;
-    let delivery = cx.within("the message that ends the wait", limit, consumer.consume()).await??;
+    let delivery = cx
+        .within("the message that ends the wait", limit, consumer.consume())
+        .await??;
     let came = Instant::now();
     cx.count_delivered(delivery.attempt());
     delivery.ack()?;

@@ -9,10 +9,10 @@ use tokio::{
 };
 
 use crate::{
+    cases::steps::{all_first_attempts, nothing_but_the_marker, payloads},
     context::Context,
     failure::{CaseResult, Failure, ensure, fail, note},
     flow::{Taken, each_once, in_order, list, numbered, refused, send_to, take_acked, take_until, text},
-    steps::{all_first_attempts, nothing_but_the_marker, payloads},
 };
 
 /// C3: first deliveries of each partition come in the order in which they were produced. Guarantee 3.
@@ -27,7 +27,9 @@ pub(super) async fn partitions_keep_their_order(cx: Context) -> CaseResult {
         .map(|partition| numbered(&format!("p{partition}"), EACH))
         .collect();
     let sends = async {
-        let all = (0..).zip(&sent).map(|(partition, some)| send_to(&cx, &producer, partition, some));
+        let all = (0..)
+            .zip(&sent)
+            .map(|(partition, some)| send_to(&cx, &producer, partition, some));
         futures_util::future::try_join_all(all).await
     };
     let receives = take_acked(&cx, &consumer, EACH * sent.len());
@@ -124,7 +126,9 @@ pub(super) async fn channel_is_bounded_and_gives_back(cx: Context) -> CaseResult
             channel.capacity()
         );
         for _ in 0..=round {
-            let delivery = cx.within("a delivery by the channel", limit, channel.recv()).await??;
+            let delivery = cx
+                .within("a delivery by the channel", limit, channel.recv())
+                .await??;
             taken.push(Taken::of(&delivery));
             delivery.ack()?;
             ensure!(
@@ -134,7 +138,10 @@ pub(super) async fn channel_is_bounded_and_gives_back(cx: Context) -> CaseResult
             );
         }
         note!(cx, "a channel is dropped with {} messages inside", channel.len());
-        ensure!(!channel.is_empty(), "with more than {CAPACITY} messages at hand, the channel keeps none ahead");
+        ensure!(
+            !channel.is_empty(),
+            "with more than {CAPACITY} messages at hand, the channel keeps none ahead"
+        );
         drop(channel);
     }
     taken.extend(take_until(&cx, &consumer, &sent[taken.len()..]).await?);
@@ -180,7 +187,8 @@ pub(super) async fn each_message_goes_to_one_task(cx: Context) -> CaseResult {
             async move { Ok((came.lock().await.len() >= 2 * EACH).then_some(())) }
         })
         .await;
-    cx.within("close", cx.times().progress, consumer.close()).await??;
+    cx.within("close", cx.times().progress, consumer.close())
+        .await??;
     while let Some(task) = tasks.join_next().await {
         task??;
     }
@@ -256,7 +264,7 @@ pub(super) async fn batch_does_not_wait_to_fill(cx: Context) -> CaseResult {
 async fn batch(cx: &Context, consumer: &Consumer, max: usize) -> CaseResult<Vec<String>> {
     let deliveries = cx
         .within(
-            format_args!("a batch of at most {max} where there are messages"),
+            format!("a batch of at most {max} where there are messages"),
             cx.times().progress,
             consumer.consume_batch(max),
         )

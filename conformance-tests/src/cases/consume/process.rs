@@ -6,19 +6,16 @@ use tokio::time::Instant;
 use crate::{
     agent::{ConsumerSpec, Settle},
     capability::Capability,
+    cases::steps::{nothing_but_the_marker, payloads},
     checker::Expect,
     context::{Context, Measured},
     failure::{CaseResult, ensure, fail, note},
     flow::{each_once, numbered, one_within, send_to, take_acked, take_until},
     history::{How, What},
     member::Member,
-    steps::{nothing_but_the_marker, payloads},
 };
 
-use super::{
-    groups::owned,
-    handover::successor_gets,
-};
+use super::{groups::owned, handover::successor_gets};
 
 const GROUP: &str = "group";
 
@@ -33,7 +30,10 @@ pub(super) async fn one_group_name_on_two_topics(cx: Context) -> CaseResult {
     let mut sent = Vec::new();
     for (topic, label) in [(&here, "here"), (&there, "there")] {
         let producer = mq.producer(topic).await?;
-        let payloads = [numbered(&format!("{label}-p0"), 50), numbered(&format!("{label}-p1"), 50)];
+        let payloads = [
+            numbered(&format!("{label}-p0"), 50),
+            numbered(&format!("{label}-p1"), 50),
+        ];
         for (partition, some) in (0..).zip(&payloads) {
             send_to(&cx, &producer, partition, some).await?;
         }
@@ -52,7 +52,10 @@ pub(super) async fn one_group_name_on_two_topics(cx: Context) -> CaseResult {
     if cx.can(Capability::Lag) {
         for topic in [&here, &there] {
             let lag = mq.lag(topic, "same").await?;
-            ensure!(lag.total() == 0, "everything of {topic} was acked, and its lag is {lag:?}");
+            ensure!(
+                lag.total() == 0,
+                "everything of {topic} was acked, and its lag is {lag:?}"
+            );
         }
     }
     Ok(())

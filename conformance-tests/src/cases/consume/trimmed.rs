@@ -3,10 +3,10 @@
 use mq_api::{ErrorKind, OnTrimmed};
 
 use crate::{
+    cases::steps::payloads,
     context::Context,
     failure::{CaseResult, ensure, fail},
     flow::{in_order, numbered, refused, send_to, take_acked, take_until},
-    steps::payloads,
 };
 
 /// C15: a group whose position is no longer retained goes on at the earliest message and the status counts what was
@@ -78,10 +78,7 @@ pub(super) async fn position_below_what_is_retained_goes_on(cx: Context) -> Case
     in_order("on_trimmed latest", &payloads(&came), &after)?;
     consumer.close().await?;
 
-    let consumer = mq
-        .consumer(&topic, "error")
-        .on_trimmed(OnTrimmed::Error)
-        .await?;
+    let consumer = mq.consumer(&topic, "error").on_trimmed(OnTrimmed::Error).await?;
     for call in ["the first consume", "a later consume"] {
         let what = format!("{call} with on_trimmed error, where {skipped}");
         let answer = cx.within(&what, limit, consumer.consume()).await?;

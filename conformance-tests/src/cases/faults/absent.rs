@@ -7,10 +7,10 @@ use tokio::time::{Instant, sleep};
 
 use super::peers::{CONNECT, unreachable};
 use crate::{
+    cases::steps::{retried, take_until_through_outages},
     context::{Context, Measured},
     failure::{CaseResult, ensure, fail, note},
     flow::{in_order, numbered, send_to, take_acked, text},
-    steps::{retried, take_until_through_outages},
 };
 
 /// F5: while the server is away, produce and connect fail with typed errors in their deadlines and `consume` tells of the
@@ -25,14 +25,18 @@ pub(super) async fn server_that_comes_back_is_used_again(cx: Context) -> CaseRes
     let before = numbered("before", 5);
     send_to(&cx, &producer, 0, &before).await?;
     let came = take_acked(&cx, &consumer, before.len()).await?;
-    in_order("before the outage", &crate::steps::payloads(&came), &before)?;
+    in_order(
+        "before the outage",
+        &crate::cases::steps::payloads(&came),
+        &before,
+    )?;
     consumer.commit().await?;
 
     for round in 0..2 {
         cx.fault("kill", cx.server().kill()).await?;
         let told = cx
             .within(
-                format_args!("the error of outage {round}"),
+                format!("the error of outage {round}"),
                 OUTAGE_AFTER + Duration::from_secs(15),
                 consumer.consume(),
             )
@@ -41,7 +45,10 @@ pub(super) async fn server_that_comes_back_is_used_again(cx: Context) -> CaseRes
             Err(error) if error.kind() == ErrorKind::Connection && error.is_retryable() => {
                 note!(cx, "consume tells: {error}");
             }
-            Err(error) => fail!("an outage was to be a retryable connection error, consume gave {:?}: {error}", error.kind()),
+            Err(error) => fail!(
+                "an outage was to be a retryable connection error, consume gave {:?}: {error}",
+                error.kind()
+            ),
             Ok(delivery) => fail!("with the server away consume gave {:?}", text(&delivery)),
         }
         cx.stays_pending(
@@ -50,11 +57,18 @@ pub(super) async fn server_that_comes_back_is_used_again(cx: Context) -> CaseRes
             consumer.consume(),
         )
         .await?;
-        ensure!(consumer.status().outage, "the server is away, and the status shows no outage");
+        ensure!(
+            consumer.status().outage,
+            "the server is away, and the status shows no outage"
+        );
 
         let begun = Instant::now();
         let sent = cx
-            .within("a produce with the server away", SEND + Duration::from_secs(3), producer.produce("away"))
+            .within(
+                "a produce with the server away",
+                SEND + Duration::from_secs(3),
+                producer.produce("away"),
+            )
             .await?;
         note!(cx, "produce gave {sent:?} after {:?}", begun.elapsed());
         ensure!(
@@ -62,7 +76,11 @@ pub(super) async fn server_that_comes_back_is_used_again(cx: Context) -> CaseRes
             "a produce with the server away was to fail as worth a retry, it gave {sent:?}"
         );
         let connected = cx
-            .within("a connect with the server away", CONNECT, cx.harness().connect(cx.url()))
+            .within(
+                "a connect with the server away",
+                CONNECT,
+                cx.harness().connect(cx.url()),
+            )
             .await?;
         unreachable("a connect with the server away", connected.map(drop))?;
 

@@ -57,7 +57,8 @@ impl Load {
         for name in ["m0", "m1"] {
             let consumer = mq.consumer(&topic, GROUP).await?;
             load.consumers.push(consumer.clone());
-            load.members.spawn(consume(cx.clone(), Arc::clone(&flow), name, consumer));
+            load.members
+                .spawn(consume(cx.clone(), Arc::clone(&flow), name, consumer));
         }
         for (partition, at_once) in [(0, 1), (1, 20)] {
             let mut sender = Sender {
@@ -90,7 +91,7 @@ impl Load {
         let mark = self.flow.stored().len();
         let flows = self
             .cx
-            .eventually(format_args!("stuck: {ENOUGH} new messages {what}"), limit, || {
+            .eventually(format!("stuck: {ENOUGH} new messages {what}"), limit, || {
                 let stored = self.flow.stored();
                 let came = self.flow.came();
                 let fresh = stored.get(mark..mark + ENOUGH);
@@ -100,7 +101,7 @@ impl Load {
             .await;
         if let Err(failure) = flows {
             let stored = self.flow.stored().len().saturating_sub(mark);
-            return Err(failure.during(format_args!("{stored} new ones were answered Ok")));
+            return Err(failure.during(format!("{stored} new ones were answered Ok")));
         }
         Ok(begun.elapsed())
     }
@@ -108,7 +109,9 @@ impl Load {
     /// Writes down that the server is not as it was.
     pub(super) fn disturbed(&self, what: &str) {
         note!(self.cx, "server: {what}");
-        self.cx.history().record(What::Disturbed { what: what.to_owned() });
+        self.cx.history().record(What::Disturbed {
+            what: what.to_owned(),
+        });
     }
 
     /// Measures how soon messages flow again, once the server is ready.
@@ -138,9 +141,15 @@ impl Load {
             .await;
         let sent = self.flow.stored().len();
         self.cx.count_sent(sent);
-        note!(self.cx, "{sent} messages were answered Ok, {} came", self.flow.came().len());
+        note!(
+            self.cx,
+            "{sent} messages were answered Ok, {} came",
+            self.flow.came().len()
+        );
         for consumer in &self.consumers {
-            self.cx.within("close of a member", limit, consumer.close()).await??;
+            self.cx
+                .within("close of a member", limit, consumer.close())
+                .await??;
         }
         while let Some(member) = self
             .cx
@@ -155,7 +164,7 @@ impl Load {
         // What the history does not explain.
         all.map_err(|failure| {
             let missing = self.flow.missing();
-            failure.during(format_args!("{} missing: {}", missing.len(), list(&missing)))
+            failure.during(format!("{} missing: {}", missing.len(), list(&missing)))
         })
     }
 }
@@ -240,7 +249,9 @@ async fn consume(cx: Context, flow: Arc<Flow>, name: &'static str, consumer: Con
             Err(error) if error.kind() == ErrorKind::Closed => return Ok(()),
             Err(error) if error.is_retryable() => note!(cx, "member {name} goes on after: {error}"),
             Err(error) => {
-                return Err(Failure::from(error).during(format_args!("member {name} met what is not worth a retry")));
+                return Err(
+                    Failure::from(error).during(format!("member {name} met what is not worth a retry"))
+                );
             }
         }
     }

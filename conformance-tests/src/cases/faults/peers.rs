@@ -11,9 +11,9 @@ use tokio::{
 };
 
 use crate::{
+    cases::resources::peak_memory,
     context::Context,
     failure::{CaseResult, ensure, fail, note},
-    resources::peak_memory,
 };
 
 /// How long a connect may take that gets nowhere: the default request timeout and some more.
@@ -49,7 +49,10 @@ pub(super) async fn silent_and_babbling_peers_are_typed_errors(cx: Context) -> C
             served.abort();
             match result? {
                 Err(error) if TYPED.contains(&error.kind()) => Ok(()),
-                Err(error) => fail!("{what} was to give one of {TYPED:?}, it gave {:?}: {error}", error.kind()),
+                Err(error) => fail!(
+                    "{what} was to give one of {TYPED:?}, it gave {:?}: {error}",
+                    error.kind()
+                ),
                 Ok(_) => fail!("{what} was `Ok`"),
             }
         });
@@ -75,7 +78,7 @@ async fn connect(cx: &Context, what: &str, address: SocketAddr) -> CaseResult<Re
     };
     let begun = Instant::now();
     let result = cx
-        .within(format_args!("hangs: {what}"), CONNECT, cx.harness().connect(&url))
+        .within(format!("hangs: {what}"), CONNECT, cx.harness().connect(&url))
         .await?;
     let told = result.as_ref().err().map(Error::to_string);
     note!(cx, "{what} took {:?} and gave {told:?}", begun.elapsed());
@@ -89,7 +92,10 @@ pub(super) fn unreachable(what: &str, result: Result<()>) -> CaseResult {
             ensure!(error.is_retryable(), "{what} was to be worth a retry: {error}");
             Ok(())
         }
-        Err(error) => fail!("{what} was to be a connection error or a timeout, it gave {:?}: {error}", error.kind()),
+        Err(error) => fail!(
+            "{what} was to be a connection error or a timeout, it gave {:?}: {error}",
+            error.kind()
+        ),
         Ok(()) => fail!("{what} was `Ok`"),
     }
 }
@@ -103,7 +109,13 @@ enum Peer {
 }
 
 impl Peer {
-    const ALL: [Self; 5] = [Self::Silent, Self::Random, Self::Same(0), Self::Same(0xff), Self::Lines];
+    const ALL: [Self; 5] = [
+        Self::Silent,
+        Self::Random,
+        Self::Same(0),
+        Self::Same(0xff),
+        Self::Lines,
+    ];
 
     fn describe(self) -> String {
         match self {

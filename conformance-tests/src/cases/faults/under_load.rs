@@ -32,7 +32,8 @@ pub(super) async fn cut_connections_lose_nothing(cx: Context) -> CaseResult {
     for round in 0..3 {
         for _ in 0..3 {
             load.disturbed("connections cut");
-            cx.fault("cut the connections", cx.server().cut_connections()).await?;
+            cx.fault("cut the connections", cx.server().cut_connections())
+                .await?;
             // Some cuts hit connections that are just being made.
             sleep(Duration::from_millis(fastrand::u64(0..300))).await;
         }

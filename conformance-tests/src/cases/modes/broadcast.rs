@@ -3,10 +3,10 @@
 use mq_api::{Mode, Start};
 
 use crate::{
+    cases::steps::payloads,
     context::Context,
     failure::CaseResult,
     flow::{each_once, in_order, numbered, send_to, take_acked},
-    steps::payloads,
 };
 
 /// B1: each member of a broadcast group sees every message from its own start on, in order of each partition, whatever
@@ -28,9 +28,14 @@ pub(super) async fn each_member_sees_all_from_its_start(cx: Context) -> CaseResu
 
     let all = [early.concat(), late.clone()].concat();
     for (who, member) in [("the first member", &first), ("the second member", &second)] {
-        let came = take_acked(&cx, member, all.len()).await.map_err(|f| f.during(who))?;
+        let came = take_acked(&cx, member, all.len())
+            .await
+            .map_err(|f| f.during(who))?;
         each_once(who, payloads(&came), &all)?;
-        for (partition, sent) in [(0, early[0].clone()), (1, [early[1].clone(), late.clone()].concat())] {
+        for (partition, sent) in [
+            (0, early[0].clone()),
+            (1, [early[1].clone(), late.clone()].concat()),
+        ] {
             let of_partition: Vec<_> = came
                 .iter()
                 .filter(|one| one.partition == partition)

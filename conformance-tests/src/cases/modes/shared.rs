@@ -43,7 +43,11 @@ pub(super) async fn more_members_than_partitions_all_work(cx: Context) -> CaseRe
         let (cx, came, barrier) = (cx.clone(), Arc::clone(&came), Arc::clone(&barrier));
         tasks.spawn(async move {
             let first = one(&cx, &member).await?;
-            let all_hold = cx.within("a message for each member at once", cx.times().progress, barrier.wait());
+            let all_hold = cx.within(
+                "a message for each member at once",
+                cx.times().progress,
+                barrier.wait(),
+            );
             all_hold.await?;
             let mut next = Some(first);
             let mut count = 0;
@@ -80,7 +84,9 @@ pub(super) async fn more_members_than_partitions_all_work(cx: Context) -> CaseRe
     note!(cx, "messages by member: {by_member:?}");
     complete?;
     let came = came.lock().await;
-    let came = came.iter().flat_map(|(payload, n)| std::iter::repeat_n(payload, *n));
+    let came = came
+        .iter()
+        .flat_map(|(payload, n)| std::iter::repeat_n(payload, *n));
     each_once("four members that compete", came, &sent)?;
     let again = mq.consumer(&topic, "group").mode(Mode::Shared).await?;
     send_to(&cx, &producer, 0, &["marker".to_owned()]).await?;

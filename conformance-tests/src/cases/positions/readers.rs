@@ -7,10 +7,10 @@ use tokio::time::sleep;
 
 use crate::{
     capability::Capability,
+    cases::steps::payloads,
     context::Context,
     failure::{CaseResult, ensure, fail},
     flow::{each_once, in_order, numbered, refused, send_to, take_acked},
-    steps::payloads,
 };
 
 /// R1: a reader sees all from the earliest, what follows from the latest, and what lies from an offset or a time on;
@@ -32,7 +32,11 @@ pub(super) async fn reader_starts_where_it_says(cx: Context) -> CaseResult {
     let read = read(&cx, &reader, 40).await?;
     for (partition, sent) in (0..).zip(&sent) {
         let came: Vec<_> = of_partition(&read, partition);
-        in_order(&format!("a reader from the earliest, partition {partition}"), &came, sent)?;
+        in_order(
+            &format!("a reader from the earliest, partition {partition}"),
+            &came,
+            sent,
+        )?;
         let offsets: Vec<_> = read
             .iter()
             .filter(|one| one.partition() == partition)
@@ -130,7 +134,10 @@ pub(super) async fn time_finds_the_first_message_at_or_after_it(cx: Context) -> 
     look("a year ahead", ahead, end).await?;
 
     let from = all[2 * EACH].timestamp();
-    let consumer = mq.consumer(&topic, "group").start_at(Position::Time(from)).await?;
+    let consumer = mq
+        .consumer(&topic, "group")
+        .start_at(Position::Time(from))
+        .await?;
     let came = take_acked(&cx, &consumer, 2 * EACH).await?;
     in_order("a group from a time", &payloads(&came), &sent[2 * EACH..])?;
     if cx.can(Capability::Seek) {
@@ -173,7 +180,11 @@ pub(super) async fn fetch_gives_n_from_an_offset(cx: Context) -> CaseResult {
             .find(|one| one.partition == partition)
             .map_or(from, |one| one.next_offset);
         let pulled = cx
-            .within("a fetch at the end", cx.times().progress, reader.pull(partition, from, 10))
+            .within(
+                "a fetch at the end",
+                cx.times().progress,
+                reader.pull(partition, from, 10),
+            )
             .await??;
         ensure!(
             pulled.is_empty(),
@@ -182,7 +193,11 @@ pub(super) async fn fetch_gives_n_from_an_offset(cx: Context) -> CaseResult {
         );
     }
     let out_of_range = reader.pull(2, 0, 1).await;
-    refused("a fetch from partition 2 of 2", out_of_range, ErrorKind::InvalidPartition)?;
+    refused(
+        "a fetch from partition 2 of 2",
+        out_of_range,
+        ErrorKind::InvalidPartition,
+    )?;
     Ok(())
 }
 
@@ -199,33 +214,50 @@ pub(super) async fn offset_beyond_the_end_is_refused(cx: Context) -> CaseResult 
     let limit = cx.times().progress;
 
     let reader = mq.reader(&topic).await?;
-    let pulled = cx.within("a fetch beyond the end", limit, reader.pull(0, beyond, 1)).await?;
-    refused("a fetch beyond the end", pulled.map(|some| texts(&some)), ErrorKind::OffsetOutOfRange)?;
+    let pulled = cx
+        .within("a fetch beyond the end", limit, reader.pull(0, beyond, 1))
+        .await?;
+    refused(
+        "a fetch beyond the end",
+        pulled.map(|some| texts(&some)),
+        ErrorKind::OffsetOutOfRange,
+    )?;
 
     // Where the end is looked up, the start is refused by the call that opens; else by the first read.
     let opened = mq.reader(&topic).start_at(Position::Offset(beyond)).await;
     let answer = match opened {
-        Ok(reader) => {
-            cx.within("a read beyond the end", limit, reader.next())
-                .await?
-                .map(|one| text(&one))
-        }
+        Ok(reader) => cx
+            .within("a read beyond the end", limit, reader.next())
+            .await?
+            .map(|one| text(&one)),
         Err(error) => Err(error),
     };
-    refused("a reader that starts beyond the end", answer, ErrorKind::OffsetOutOfRange)?;
+    refused(
+        "a reader that starts beyond the end",
+        answer,
+        ErrorKind::OffsetOutOfRange,
+    )?;
 
     let opened = mq
         .consumer(&topic, "beyond")
         .start_at(Position::Offset(beyond))
         .await
         .map(drop);
-    refused("a group that starts beyond the end", opened, ErrorKind::OffsetOutOfRange)?;
+    refused(
+        "a group that starts beyond the end",
+        opened,
+        ErrorKind::OffsetOutOfRange,
+    )?;
 
     let consumer = mq.consumer(&topic, "group").await?;
     let early = take_acked(&cx, &consumer, 4).await?;
     if cx.can(Capability::Seek) {
         let sought = cx
-            .within("a seek beyond the end", limit, consumer.seek(0, Position::Offset(beyond)))
+            .within(
+                "a seek beyond the end",
+                limit,
+                consumer.seek(0, Position::Offset(beyond)),
+            )
             .await?;
         refused("a seek beyond the end", sought, ErrorKind::OffsetOutOfRange)?;
     }
@@ -241,7 +273,7 @@ async fn read(cx: &Context, reader: &Reader, n: usize) -> CaseResult<Vec<ReadMes
         let next = cx
             .within("a message by the reader", cx.times().progress, reader.next())
             .await
-            .map_err(|f| f.during(format_args!("{} of {n} came: {:?}", read.len(), texts(&read))))?;
+            .map_err(|f| f.during(format!("{} of {n} came: {:?}", read.len(), texts(&read))))?;
         read.push(next?);
     }
     Ok(read)

@@ -3,10 +3,10 @@
 use mq_api::{Lag, Position};
 
 use crate::{
+    cases::steps::payloads,
     context::Context,
     failure::{CaseResult, Failure, ensure, fail},
     flow::{in_order, numbered, one, send_to, take, take_acked, text},
-    steps::payloads,
 };
 
 /// R2: a seek goes back and forth to offsets and to both ends, says where it arrived, and the next delivery comes
@@ -28,7 +28,11 @@ pub(super) async fn seek_moves_both_ways(cx: Context) -> CaseResult {
         (Position::Offset(all[10].offset), 10),
     ] {
         let arrived = cx
-            .within(format_args!("a seek to {to:?}"), cx.times().progress, consumer.seek(0, to))
+            .within(
+                format!("a seek to {to:?}"),
+                cx.times().progress,
+                consumer.seek(0, to),
+            )
             .await??;
         ensure!(
             arrived == all[place].offset,
@@ -36,7 +40,11 @@ pub(super) async fn seek_moves_both_ways(cx: Context) -> CaseResult {
             all[place].offset
         );
         let came = take_acked(&cx, &consumer, 5).await?;
-        in_order(&format!("after a seek to {to:?}"), &payloads(&came), &sent[place..place + 5])?;
+        in_order(
+            &format!("after a seek to {to:?}"),
+            &payloads(&came),
+            &sent[place..place + 5],
+        )?;
     }
 
     let end = consumer.seek(0, Position::Latest).await?;
@@ -80,7 +88,12 @@ pub(super) async fn pause_keeps_the_partition_and_loses_nothing(cx: Context) -> 
     let came = take_acked(&cx, &consumer, 50).await?;
     in_order("the neighbour of a paused partition", &payloads(&came), &free)?;
     let status = consumer.status();
-    let paused: Vec<_> = status.partitions.iter().filter(|one| one.paused).map(|one| one.partition).collect();
+    let paused: Vec<_> = status
+        .partitions
+        .iter()
+        .filter(|one| one.paused)
+        .map(|one| one.partition)
+        .collect();
     ensure!(paused == [0], "partition 0 is paused, the status says {paused:?}");
     consumer.resume_partitions(&[0])?;
     let came = take_acked(&cx, &consumer, 50).await?;
@@ -130,7 +143,10 @@ pub(super) async fn lag_is_the_end_minus_the_committed(cx: Context) -> CaseResul
     consumer.commit().await?;
 
     let committed = mq.committed(&topic, "group").await?;
-    let stored = committed.iter().find(|one| one.partition == 0).map(|one| one.position);
+    let stored = committed
+        .iter()
+        .find(|one| one.partition == 0)
+        .map(|one| one.position);
     ensure!(
         stored == lowest,
         "of partition 0 the lowest un-acked offset is {lowest:?}, committed is {committed:?}"
@@ -146,7 +162,11 @@ pub(super) async fn lag_is_the_end_minus_the_committed(cx: Context) -> CaseResul
         ("who does not join", mq.lag(&topic, "group").await?),
     ] {
         check_lag(who, &lag, &committed, &description)?;
-        ensure!(lag.total() >= 6, "{who} reads a lag of {} with six messages left: {lag:?}", lag.total());
+        ensure!(
+            lag.total() >= 6,
+            "{who} reads a lag of {} with six messages left: {lag:?}",
+            lag.total()
+        );
     }
 
     for delivery in kept {
@@ -154,10 +174,16 @@ pub(super) async fn lag_is_the_end_minus_the_committed(cx: Context) -> CaseResul
     }
     consumer.commit().await?;
     let lag = mq.lag(&topic, "group").await?;
-    ensure!(lag.total() == 0, "everything is acked and committed, the lag is {lag:?}");
+    ensure!(
+        lag.total() == 0,
+        "everything is acked and committed, the lag is {lag:?}"
+    );
     send_to(&cx, &producer, 2, &["one".to_owned()]).await?;
     let lag = mq.lag(&topic, "group").await?;
-    ensure!(lag.total() >= 1, "a message was sent after everything was acked, the lag is {lag:?}");
+    ensure!(
+        lag.total() >= 1,
+        "a message was sent after everything was acked, the lag is {lag:?}"
+    );
     one(&cx, &consumer).await?.ack()?;
     Ok(())
 }
@@ -169,7 +195,10 @@ fn check_lag(
     description: &mq_api::TopicDescription,
 ) -> CaseResult {
     let partitions: Vec<_> = lag.partitions.iter().map(|one| one.partition).collect();
-    ensure!(partitions == [0, 1, 2], "{who} reads the lag of partitions {partitions:?} of a topic of three");
+    ensure!(
+        partitions == [0, 1, 2],
+        "{who} reads the lag of partitions {partitions:?} of a topic of three"
+    );
     for (one, bounds) in lag.partitions.iter().zip(&description.partitions) {
         let stored = committed
             .iter()
@@ -185,6 +214,10 @@ fn check_lag(
         }
     }
     let sum: u64 = lag.partitions.iter().map(|one| one.lag).sum();
-    ensure!(lag.total() == sum, "{who} reads a lag of {} in all, the partitions add up to {sum}", lag.total());
+    ensure!(
+        lag.total() == sum,
+        "{who} reads a lag of {} in all, the partitions add up to {sum}",
+        lag.total()
+    );
     Ok(())
 }

@@ -18,7 +18,7 @@ pub(crate) async fn take_up_to(cx: &Context, consumer: &Consumer, marker: &str) 
     loop {
         let delivery = one(cx, consumer)
             .await
-            .map_err(|failure| failure.during(format_args!("waiting for {marker:?} after {}", list(&before))))?;
+            .map_err(|failure| failure.during(format!("waiting for {marker:?} after {}", list(&before))))?;
         let taken = Taken::of(&delivery);
         delivery.ack()?;
         if taken.payload == marker {
