@@ -1,0 +1,8 @@
+//! What the driver promises, through the driver traits.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on may panic, in its helpers too"
+)]
+
+mod groups;
+mod support;
