@@ -32,8 +32,7 @@ pub struct ReservedPort {
 /// # Errors
 /// [`Error::Missing`] when all are taken, [`Error::Io`] when lock files cannot be made.
 pub fn free_port() -> Result<ReservedPort> {
-    let folder = scratch::base()?.join("ports");
-    fs::create_dir_all(&folder).context(format!("cannot make {}", folder.display()))?;
+    let folder = folder()?;
     let count = u64::from(PORTS.end - PORTS.start);
     let begin = RandomState::new().build_hasher().finish() % count;
     for step in 0..count {
@@ -46,6 +45,12 @@ pub fn free_port() -> Result<ReservedPort> {
         what: "a free port".into(),
         hint: format!("all of {} to {} are in use", PORTS.start, PORTS.end - 1),
     })
+}
+
+fn folder() -> Result<PathBuf> {
+    let folder = scratch::base()?.join("ports");
+    fs::create_dir_all(&folder).context(format!("cannot make {}", folder.display()))?;
+    Ok(folder)
 }
 
 /// Reserves an address that refuses connections as long as the value lives and nothing is started on it.
@@ -67,6 +72,23 @@ impl ReservedPort {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.number))
+    }
+
+    /// Reserves a port and the one `distance` below it.
+    pub(crate) fn with_one_below(distance: u16) -> Result<(Self, Self)> {
+        for _ in 0..100 {
+            let port = free_port()?;
+            let below = port.number.saturating_sub(distance);
+            if PORTS.contains(&below)
+                && let Some(below) = Self::try_reserve(&folder()?, below)?
+            {
+                return Ok((port, below));
+            }
+        }
+        Err(Error::Missing {
+            what: "two ports side by side".into(),
+            hint: "too many are in use".into(),
+        })
     }
 
     fn try_reserve(folder: &Path, number: u16) -> Result<Option<Self>> {

@@ -304,6 +304,21 @@ impl Stat {
     }
 }
 
+/// Does all at once, each in a thread of its own, and returns the first failure when all have ended.
+pub(crate) fn at_once<F: FnOnce() -> Result<()> + Send>(acts: impl Iterator<Item = F>) -> Result<()> {
+    std::thread::scope(|scope| {
+        let running: Vec<_> = acts.map(|act| scope.spawn(act)).collect();
+        let mut result = Ok(());
+        for thread in running {
+            let ended = thread
+                .join()
+                .unwrap_or_else(|cause| std::panic::resume_unwind(cause));
+            result = result.and(ended);
+        }
+        result
+    })
+}
+
 /// Finds an executable on `PATH`.
 pub(crate) fn on_path(name: &str) -> Option<std::path::PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)

@@ -30,7 +30,9 @@ pub enum ProxyMode {
 /// It stands for the network between a client and a server: neither of the two takes part in what it does.
 #[derive(Debug)]
 pub struct Proxy {
-    port: ReservedPort,
+    address: SocketAddr,
+    // Held where the port is the proxy's own.
+    _port: Option<ReservedPort>,
     shared: Arc<Shared>,
     // `None` while connections are refused.
     acceptor: Mutex<Option<JoinHandle<()>>>,
@@ -64,6 +66,16 @@ impl Proxy {
     /// # Errors
     /// Those of [`free_port`], and [`crate::Error::Io`] where its port cannot be listened on.
     pub fn start(target: SocketAddr) -> Result<Self> {
+        let port = free_port()?;
+        Self::listen_at(port.address(), Some(port), target)
+    }
+
+    /// Starts a proxy on an address that the caller has reserved.
+    pub(crate) fn start_at(address: SocketAddr, target: SocketAddr) -> Result<Self> {
+        Self::listen_at(address, None, target)
+    }
+
+    fn listen_at(address: SocketAddr, port: Option<ReservedPort>, target: SocketAddr) -> Result<Self> {
         let state = State {
             mode: ProxyMode::Pass,
             target,
@@ -72,7 +84,8 @@ impl Proxy {
             connections: HashMap::new(),
         };
         let proxy = Self {
-            port: free_port()?,
+            address,
+            _port: port,
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 changed: Condvar::new(),
@@ -86,7 +99,7 @@ impl Proxy {
     /// Returns the address that clients connect to.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.port.address()
+        self.address
     }
 
     /// Sends new connections to another address.
@@ -145,7 +158,7 @@ impl Proxy {
             return Ok(());
         }
         let listener =
-            TcpListener::bind(self.address()).context(format!("cannot listen on {}", self.address()))?;
+            TcpListener::bind(self.address).context(format!("cannot listen on {}", self.address))?;
         let shared = Arc::clone(&self.shared);
         *acceptor = Some(thread::spawn(move || accept(&listener, &shared)));
         Ok(())
@@ -155,7 +168,7 @@ impl Proxy {
         let Some(thread) = acceptor.take() else { return };
         // The thread looks at the mode after each connection that it accepts, this one included.
         let woken = wait_for(Duration::from_secs(5), Duration::from_millis(10), || {
-            let _ = TcpStream::connect_timeout(&self.address(), Duration::from_secs(1));
+            let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
             Ok::<_, std::convert::Infallible>(thread.is_finished().then_some(()))
         });
         if matches!(woken, Ok(Some(()))) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use test_brokers::{Backend, Broker, Cache, KafkaOptions, RabbitMqOptions, RedisOptions};
+use test_brokers::{Backend, Broker, Cache, KafkaOptions, RabbitMqOptions, RedisOptions, RocketMqOptions};
 
 use crate::Result;
 use crate::arguments::BrokerCommand;
@@ -83,6 +83,7 @@ fn hold(backend: Backend) -> Result<bool> {
         Backend::Redis => Box::new(RedisOptions::new().start()?),
         Backend::Kafka => Box::new(KafkaOptions::new().start()?),
         Backend::Amqp => Box::new(RabbitMqOptions::new().start()?),
+        Backend::RocketMq => Box::new(RocketMqOptions::new().start()?),
         other => return Err(format!("{other} cannot be started yet").into()),
     };
     writeln!(file, "{}", broker.url())?;

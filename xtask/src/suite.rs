@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use test_brokers::{Backend, KafkaOptions, RabbitMqVersion, RedisVersion};
+use test_brokers::{Backend, KafkaOptions, RabbitMqVersion, RedisVersion, RocketMqOptions};
 
 use crate::Result;
 use crate::cargo::{Package, cargo, packages, succeeds};
@@ -112,7 +112,8 @@ fn fetch(backend: Backend, selection: &Selection) -> Result<()> {
         Backend::Redis => selection.redis.fetch()?,
         Backend::Kafka => KafkaOptions::fetch()?,
         Backend::Amqp => selection.rabbitmq.fetch()?,
-        _ => {}
+        Backend::RocketMq => RocketMqOptions::fetch()?,
+        other => return Err(format!("no way to fetch {other} is known").into()),
     }
     Ok(())
 }

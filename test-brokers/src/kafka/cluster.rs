@@ -2,7 +2,8 @@
 
 use super::install::Install;
 use super::{Kafka, KafkaOptions, Node};
-use crate::{Backend, Broker, Cache, Error, Proxy, Result};
+use crate::process::at_once;
+use crate::{Backend, Broker, Cache, Proxy, Result};
 
 const NODES: usize = 3;
 
@@ -81,21 +82,8 @@ impl Broker for KafkaCluster {
 
     fn stop(&self) -> Result<()> {
         // One after another a node would wait in vain for a controller to let it go.
-        std::thread::scope(|scope| {
-            let ends: Vec<_> = self
-                .nodes
-                .iter()
-                .filter(|node| node.is_running())
-                .map(|node| scope.spawn(|| node.stop()))
-                .collect();
-            ends.into_iter().try_for_each(|end| {
-                end.join().unwrap_or_else(|_| {
-                    Err(Error::NotRunning {
-                        server: "kafka".into(),
-                    })
-                })
-            })
-        })
+        let living: Vec<_> = self.nodes.iter().filter(|node| node.is_running()).collect();
+        at_once(living.iter().map(|node| || node.stop()))
     }
 
     fn kill(&self) -> Result<()> {
