@@ -491,15 +491,19 @@ impl Core {
         let auto_ack = self.config.auto_ack;
         let id = item.source.assignment;
         let generation = item.source.generation;
-        let partition = self.partition_mut(id).filter(|partition| {
-            partition.generation == generation && !partition.revoking && partition.seeking.is_none()
-        })?;
+        let partition = self
+            .partition_mut(id)
+            .filter(|partition| partition.generation == generation && !partition.revoking)?;
         if partition
             .lease
             .as_ref()
             .is_some_and(|lease| !lease.stands_at(now))
         {
             self.lose(id, "its lease has run out");
+            return None;
+        }
+        if partition.paused || partition.seeking.is_some() {
+            partition.give_back(item);
             return None;
         }
         let attempt = partition.window.count_attempt(item.seq)?;

@@ -434,7 +434,7 @@ impl Task {
             }
             state.ready.clear();
         }
-        let mut deadline = now + LOOK;
+        let mut deadline = now + LOOK.min(self.driver.lease() / 4).max(Duration::from_millis(5));
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
         }

@@ -23,6 +23,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// How many dead letters are under way at once.
 const MOST_BURIALS: usize = 64;
 
+/// How long leaving the group may take at least, where storing has used up the time for closing.
+const LEAVING: Duration = Duration::from_secs(1);
+
 type Job = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// What a job has brought.
@@ -408,8 +411,12 @@ impl Task {
         let auto_ack = core.config.auto_ack;
         match result {
             Ok(CommitOutcome::Stored) => {
+                let waited_for = !core.commit_waiters.is_empty();
                 if let Some(partition) = core.partition_mut(id) {
                     partition.commit_stored(commit.position, auto_ack);
+                    if partition.commits.is_dirty() && waited_for {
+                        core.commit_now();
+                    }
                     core.make_ready(id.partition);
                 }
             }
@@ -417,8 +424,15 @@ impl Task {
             Err(error) => {
                 tracing::debug!(partition = id.partition, %error, "commit failed");
                 core.counters.commit_failures += 1;
+                let mut revoked = false;
                 if let Some(partition) = core.partition_mut(id) {
                     partition.commit_failed(Instant::now());
+                    revoked = partition.revoking;
+                }
+                if revoked && !error.is_retryable() && !core.closing {
+                    // It will never be stored; holding the partition back helps nobody.
+                    core.lose(id, "its last commit was refused");
+                    core.released.push(id);
                 }
                 core.plan_commit();
                 if !error.is_retryable() {
@@ -443,7 +457,10 @@ impl Task {
                 .assigned()
                 .filter(|partition| partition.commits.is_dirty())
                 .count();
-            (core.terminal.clone(), unstored, core.config.close_timeout)
+            let left = self
+                .close_by
+                .map_or(Duration::ZERO, |by| by.saturating_duration_since(Instant::now()));
+            (core.terminal.clone(), unstored, left.max(LEAVING))
         };
         let left = crate::mq::deadline("leaving the group", limit, self.driver.close()).await;
         if terminal.is_some() {
