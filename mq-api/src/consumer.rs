@@ -1,10 +1,16 @@
 //! Consuming a topic as a member of a group.
 
 mod builder;
+mod modes;
 mod status;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
+use self::modes::ModeClaim;
+pub(crate) use self::modes::Modes;
 pub use self::{
     builder::{ConsumerBuilder, Mode},
     status::{AssignedPartition, ConsumerStatus, PartitionStatus},
@@ -47,6 +53,8 @@ pub(crate) struct Member {
     group: GroupName,
     auto_ack: bool,
     kind: Kind,
+    /// Taken out by close, so that the group may then have another mode.
+    mode: Mutex<Option<ModeClaim>>,
 }
 
 pub(crate) enum Kind {
@@ -65,12 +73,18 @@ impl Drop for Handle {
 
 impl Child for Member {
     fn close(self: Arc<Self>) -> BoxFuture<'static, Result<()>> {
-        Box::pin(async move {
-            match &self.kind {
-                Kind::Log { engine, .. } => engine.close().await,
-                Kind::Queue(engine) => engine.close().await,
-            }
-        })
+        Box::pin(async move { self.leave().await })
+    }
+}
+
+impl Member {
+    async fn leave(&self) -> Result<()> {
+        let closed = match &self.kind {
+            Kind::Log { engine, .. } => engine.close().await,
+            Kind::Queue(engine) => engine.close().await,
+        };
+        drop(self.mode.lock().unwrap_or_else(PoisonError::into_inner).take());
+        closed
     }
 }
 
@@ -81,6 +95,7 @@ impl Consumer {
         group: GroupName,
         auto_ack: bool,
         kind: Kind,
+        mode: ModeClaim,
     ) -> Result<Self> {
         let member = Arc::new(Member {
             mq: Arc::clone(mq),
@@ -88,6 +103,7 @@ impl Consumer {
             group,
             auto_ack,
             kind,
+            mode: Mutex::new(Some(mode)),
         });
         let handle = Arc::new(Handle {
             member: Arc::clone(&member),
@@ -476,10 +492,7 @@ impl Consumer {
     /// # Cancel safety
     /// Closing goes on if the future is dropped.
     pub async fn close(&self) -> Result<()> {
-        match self.kind() {
-            Kind::Log { engine, .. } => engine.close().await,
-            Kind::Queue(engine) => engine.close().await,
-        }
+        self.handle.member.leave().await
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     TopicName, TopicSpec,
     budget::Budget,
     close_once::CloseOnce,
+    consumer::Modes,
     driver::{self, CommittedPosition, CommittedRequest},
 };
 
@@ -35,6 +36,7 @@ pub(crate) struct MqInner {
     pub(crate) driver: Arc<dyn driver::Mq>,
     pub(crate) options: ClientOptions,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) modes: Arc<Modes>,
     /// What [`ClientOptions::validate`] said: every call is refused with it.
     misconfigured: Option<Error>,
     children: Mutex<Children>,
@@ -68,6 +70,7 @@ impl Mq {
             inner: Arc::new(MqInner {
                 driver: Arc::new(driver),
                 budget: Arc::new(Budget::new(options.memory_budget)),
+                modes: Arc::default(),
                 misconfigured: options.validate().err(),
                 options,
                 children: Mutex::default(),

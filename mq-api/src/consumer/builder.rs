@@ -114,7 +114,8 @@ impl Mq {
 }
 
 impl ConsumerBuilder {
-    /// Sets how the members divide the messages. Default [`Mode::Partitioned`].
+    /// Sets how the members divide the messages. Default [`Mode::Partitioned`]. A group has one mode: while members of
+    /// it are open on this client, another one is [`ErrorKind::InvalidConfig`].
     pub fn mode(mut self, mode: Mode) -> Self {
         self.options.mode = mode;
         self
@@ -244,8 +245,9 @@ impl ConsumerBuilder {
         inner.check_open()?;
         let config = options.engine(&inner, &topic, &group)?;
         let subscription = options.subscription(&inner, &topic, &group);
+        let claim = inner.modes.claim(&topic, &group, options.mode)?;
         let kind = options.join(&inner, config, subscription).await?;
-        let consumer = Consumer::new(&inner, topic, group, options.auto_ack, kind)?;
+        let consumer = Consumer::new(&inner, topic, group, options.auto_ack, kind, claim)?;
         tracing::debug!(
             messaging.system = inner.driver.capabilities().backend,
             messaging.destination.name = %consumer.topic(),
