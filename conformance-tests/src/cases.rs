@@ -1,5 +1,6 @@
 //! The cases by theme, and what the runner must know of each.
 
+mod builds;
 mod close;
 mod codec;
 mod consume;
@@ -157,6 +158,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         close::CASES,
         faults::CASES,
         versions::CASES,
+        builds::CASES,
         truth::CASES,
     ]
     .into_iter()

@@ -1,7 +1,7 @@
 //! Partitions that go from one member to another.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -111,25 +111,25 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Consumes and acks until the consumer is closed. The first delivery of each tenure is held until the end: by then
-    /// its partition may have gone on, and its ack must be refused.
+    /// Consumes and acks until the consumer is closed. One delivery in fifty is held for a while, as by a slow handler:
+    /// its partition may have gone on when it is acked.
     async fn work(self: Arc<Self>, name: &'static str, consumer: Consumer) -> CaseResult {
-        let mut held: Vec<Delivery> = Vec::new();
+        const SLOW: Duration = Duration::from_millis(100);
+        let mut held: VecDeque<(Instant, Delivery)> = VecDeque::new();
         let mut count = 0_usize;
         loop {
             match consumer.consume().await {
                 Ok(delivery) => {
                     self.history.handed_over(GROUP, name, &delivery);
                     self.came().insert(text(&delivery));
-                    let tenure = (delivery.partition(), delivery.epoch());
-                    if self.hold && !held.iter().any(|one| (one.partition(), one.epoch()) == tenure) {
-                        held.push(delivery);
+                    count += 1;
+                    if self.hold && count.is_multiple_of(50) {
+                        held.push_back((Instant::now() + SLOW, delivery));
                     } else {
                         self.history.settle(GROUP, name, delivery, How::Ack)?;
                     }
-                    count += 1;
-                    if count.is_multiple_of(100) && self.hold {
-                        // Held up by a revoke, a commit is interrupted; the history needs only those that are not.
+                    if self.hold && count.is_multiple_of(100) {
+                        // Interrupted by a revoke, it promises nothing.
                         let _ = self.history.commit(GROUP, name, &consumer).await;
                     }
                 }
@@ -137,8 +137,13 @@ impl Crowd {
                 Err(error) if error.is_retryable() => {}
                 Err(error) => return Err(error.into()),
             }
+            while held.front().is_some_and(|(until, _)| *until <= Instant::now()) {
+                if let Some((_, delivery)) = held.pop_front() {
+                    self.history.settle(GROUP, name, delivery, How::Ack)?;
+                }
+            }
         }
-        for delivery in held {
+        for (_, delivery) in held {
             let (partition, offset, epoch) = (delivery.partition(), delivery.offset(), delivery.epoch());
             ensure!(
                 delivery.ack().is_err(),
