@@ -10,6 +10,8 @@ mod faults;
 mod group;
 mod log;
 mod member;
+#[cfg(test)]
+mod model;
 mod producer;
 mod queue;
 mod queue_consumer;

@@ -121,24 +121,3 @@ fn take_bits(word: &AtomicU64) -> u64 {
         word.swap(0, Ordering::AcqRel)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn taken(signal: &Signal) -> Vec<u32> {
-        let mut found = Vec::new();
-        signal.take(|partition| found.push(partition));
-        found
-    }
-
-    #[test]
-    fn each_partition_with_news_is_taken_once() {
-        let signal = Signal::new(200);
-        for partition in [199, 0, 64, 0, 63] {
-            signal.news(partition, &mut Wakes::default());
-        }
-        assert_eq!(taken(&signal), [0, 63, 64, 199]);
-        assert!(taken(&signal).is_empty());
-    }
-}

@@ -4,5 +4,11 @@
     reason = "a test that cannot go on may panic, in its helpers too"
 )]
 
+mod connect;
+mod delay;
+mod faults;
 mod groups;
+mod leases;
+mod log;
+mod shared;
 mod support;

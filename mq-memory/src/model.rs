@@ -1,0 +1,222 @@
+//! Drives the log and its wake-ups through many interleavings, by a model checker in place of the real threads.
+//!
+//! The files are compiled a second time, with the checker's primitives under the same names.
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use mq_api::Message;
+use shuttle::{future::block_on, thread};
+
+use self::{
+    log::{Cursor, Keep, Partition, Read, Watch},
+    signal::Signal,
+};
+use crate::wakes::Wakes;
+
+#[allow(
+    dead_code,
+    clippy::duplicate_mod,
+    reason = "the model checks a part of it with its own primitives"
+)]
+#[path = "log.rs"]
+mod log;
+#[allow(
+    dead_code,
+    clippy::duplicate_mod,
+    reason = "the model checks a part of it with its own primitives"
+)]
+#[path = "signal.rs"]
+mod signal;
+
+mod sync {
+    pub(crate) use shuttle::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    };
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap()
+    }
+}
+
+const KEEP_ALL: Keep = Keep {
+    bytes: u64::MAX,
+    age: Duration::MAX,
+};
+
+/// Runs a model under a random scheduler, and under one that looks for bugs that need few preemptions.
+fn check(model: impl Fn() + Send + Sync + Copy + 'static) {
+    shuttle::check_random(model, 1500);
+    shuttle::check_pct(model, 1500, 3);
+}
+
+/// Waits with a signal as the event stream does, until `look` finds something.
+async fn wait<T>(signal: &Signal, mut look: impl FnMut() -> Option<T>) -> T {
+    let mut registered: Option<Waker> = None;
+    poll_fn(|cx| {
+        if signal.is_idle(registered.as_ref(), cx.waker()) {
+            return Poll::Pending;
+        }
+        loop {
+            signal.begin();
+            if let Some(found) = look() {
+                return Poll::Ready(found);
+            }
+            if signal.wait(&mut registered, cx.waker()) {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+/// A message that fills a segment, so that each has its own.
+fn large() -> Message {
+    Message::new(vec![0; 5000])
+}
+
+#[test]
+fn each_partition_with_news_is_taken_once() {
+    shuttle::check_random(
+        || {
+            let signal = Signal::new(200);
+            for partition in [199, 0, 64, 0, 63] {
+                signal.news(partition, &mut Wakes::default());
+            }
+            let mut found = Vec::new();
+            signal.take(|partition| found.push(partition));
+            assert_eq!(found, [0, 63, 64, 199]);
+            signal.take(|partition| panic!("{partition} is taken twice"));
+        },
+        1,
+    );
+}
+
+#[test]
+fn no_wake_up_is_lost_between_two_writers_and_a_reader() {
+    check(|| {
+        // More than 64, so that the summary of words is in play.
+        const PARTITIONS: [u32; 2] = [0, 70];
+        const EACH: u64 = 2;
+        let signal = Arc::new(Signal::new(100));
+        let partitions = PARTITIONS.map(|index| Arc::new(Partition::new(index, KEEP_ALL)));
+        let watching = partitions.clone().map(|p| p.watch(Arc::clone(&signal) as _));
+        let writers = partitions.clone().map(|partition| {
+            thread::spawn(move || {
+                for _ in 0..EACH {
+                    let wakes = &mut Wakes::default();
+                    partition
+                        .append(std::iter::once(Message::new("x")), wakes)
+                        .unwrap();
+                }
+            })
+        });
+        let mut cursors = [Cursor::new(0), Cursor::new(0)];
+        let mut seen = 0;
+        while seen < 2 * EACH {
+            seen += block_on(wait(&signal, || {
+                let mut news = Vec::new();
+                signal.take(|partition| news.push(partition));
+                let mut found = 0;
+                for (partition, cursor) in partitions.iter().zip(&mut cursors) {
+                    if news.contains(&partition.index())
+                        && let Read::Records { records, .. } = partition.read(cursor, 10, usize::MAX)
+                    {
+                        found += records.len() as u64;
+                    }
+                }
+                (found > 0).then_some(found)
+            }));
+        }
+        drop(watching);
+        for writer in writers {
+            writer.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_reader_sees_every_record_in_order_across_segments() {
+    check(|| {
+        const ALL: u64 = 3;
+        let partition = Arc::new(Partition::new(0, KEEP_ALL));
+        let signal = Arc::new(Signal::new(1));
+        let _watching = partition.watch(Arc::clone(&signal) as _);
+        let writer = {
+            let partition = Arc::clone(&partition);
+            thread::spawn(move || {
+                for _ in 0..ALL {
+                    partition
+                        .append(std::iter::once(large()), &mut Wakes::default())
+                        .unwrap();
+                }
+            })
+        };
+        let mut cursor = Cursor::new(0);
+        let mut next = 0;
+        while next < ALL {
+            block_on(wait(&signal, || {
+                signal.take(|_| {});
+                match partition.read(&mut cursor, 10, usize::MAX) {
+                    Read::Empty => None,
+                    Read::Trimmed { .. } => panic!("nothing is trimmed"),
+                    Read::Records { records, .. } => {
+                        for record in records.iter() {
+                            assert_eq!(record.offset, next);
+                            next += 1;
+                        }
+                        Some(())
+                    }
+                }
+            }));
+        }
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn retention_under_a_reader_is_told_and_skips_nothing_else() {
+    check(|| {
+        const ALL: u64 = 3;
+        // Keeps one or two messages of this size.
+        let keep = Keep {
+            bytes: 6000,
+            age: Duration::MAX,
+        };
+        let partition = Arc::new(Partition::new(0, keep));
+        let writer = {
+            let partition = Arc::clone(&partition);
+            thread::spawn(move || {
+                for _ in 0..ALL {
+                    partition
+                        .append(std::iter::once(large()), &mut Wakes::default())
+                        .unwrap();
+                }
+            })
+        };
+        let mut cursor = Cursor::new(0);
+        let mut next = 0;
+        for _ in 0..4 {
+            match partition.read(&mut cursor, 10, usize::MAX) {
+                Read::Empty => thread::yield_now(),
+                Read::Trimmed { from, to } => {
+                    assert_eq!(from, next);
+                    assert!(to > from);
+                    next = to;
+                }
+                Read::Records { records, .. } => {
+                    for record in records.iter() {
+                        assert_eq!(record.offset, next);
+                        next += 1;
+                    }
+                }
+            }
+        }
+        writer.join().unwrap();
+    });
+}

@@ -1,0 +1,71 @@
+//! Sessions with a lease.
+
+use std::time::Duration;
+
+use mq_api::{Clock, driver::CommitOutcome};
+use mq_memory::{MemoryConfig, MemoryMq};
+
+use crate::support::*;
+
+const LEASE: Duration = Duration::from_millis(80);
+
+async fn leased(partitions: u32) -> MemoryMq {
+    let mq = MemoryMq::with_config(MemoryConfig::default().with_lease(LEASE)).unwrap();
+    create(&mq, partitions).await;
+    mq
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_though_the_member_is_not_polled() {
+    let mq = leased(1).await;
+    let mut member = join(&mq).await;
+    let lease = member.assigned().await.remove(0).lease.unwrap();
+    let first = lease.until();
+    tokio::time::timeout(PATIENCE, async {
+        while lease.until() < first + 3 * LEASE {
+            assert!(lease.stands_at(lease.clock().now()));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(member.now().is_none());
+}
+
+#[tokio::test]
+async fn others_take_over_from_a_frozen_member_when_its_lease_is_over() {
+    let mq = leased(1).await;
+    let mut frozen = join(&mq).await;
+    let old = frozen.assigned().await.remove(0);
+    let (old_id, lease) = (old.id, old.lease.unwrap());
+    let mut other = join(&mq).await;
+    assert!(mq.faults().freeze_owner(&topic(), &group(), 0));
+    let taken = other.assigned().await.remove(0);
+    assert!(
+        !lease.stands_at(lease.clock().now()),
+        "nobody takes over before the lease is over"
+    );
+    assert!(!taken.clean && taken.id.epoch > old_id.epoch);
+    assert!(frozen.now().is_none(), "a frozen member hears nothing");
+    assert_eq!(frozen.commit(old_id, 0).await, CommitOutcome::Lost);
+    assert!(mq.faults().thaw_members(&topic(), &group()));
+    assert_eq!(frozen.lost().await, [old_id]);
+    other.consumer.close().await.unwrap();
+    let back = frozen.assigned().await.remove(0);
+    assert!(back.lease.unwrap().stands_at(lease.clock().now()));
+    assert!(!lease.stands_at(lease.clock().now()), "the old lease stays over");
+}
+
+#[tokio::test]
+async fn a_member_whose_clock_jumped_loses_its_partitions_and_joins_again() {
+    let mq = leased(1).await;
+    let clock = Clock::manual();
+    let mut subscription = subscription();
+    subscription.clock = clock.clone();
+    let mut member = join_as(&mq, subscription).await;
+    let first = member.assigned().await.remove(0);
+    clock.advance(10 * LEASE);
+    assert_eq!(member.commit(first.id, 0).await, CommitOutcome::Lost);
+    assert_eq!(member.lost().await, [first.id]);
+    assert!(member.assigned().await[0].id.epoch > first.id.epoch);
+}
