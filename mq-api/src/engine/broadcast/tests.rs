@@ -1,10 +1,18 @@
-use std::sync::atomic::AtomicUsize;
-use std::{future::poll_fn, sync::atomic::Ordering};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
-use super::*;
+use tokio::sync::Notify;
+
+use super::{state::EPOCH, *};
 use crate::{
-    Capabilities, GroupName, Message, Timestamp, TopicDescription, TopicSpec,
-    driver::{CommittedPosition, CommittedRequest, ProducerRequest, QueueConsumer, Record},
+    Capabilities, GroupName, Message, Timestamp, TopicDescription, TopicId, TopicName, TopicSpec,
+    driver::{
+        CommittedPosition, CommittedRequest, FetchRequest, Fetched, ProducerRequest, QueueConsumer, Record,
+    },
 };
 
 /// How often a condition is looked at; the clock of these tests moves only when nothing else can.
