@@ -258,7 +258,7 @@ pub(crate) fn to_pid(id: u32) -> Result<Pid> {
 /// Returns the start time of a living process, in clock ticks since boot; with its id it names it for good.
 pub(crate) fn process_start(id: u32) -> Option<u64> {
     let stat = Stat::read(id)?;
-    (stat.state != "Z").then_some(stat.start)
+    (!stat.ended).then_some(stat.start)
 }
 
 /// Returns the living processes of a group. Zombies have ended, whoever reaps them.
@@ -269,9 +269,7 @@ pub(crate) fn group_members(group: u32) -> Vec<u32> {
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|id| {
-            Stat::read(*id).is_some_and(|stat| stat.group == group && !matches!(&*stat.state, "Z" | "X"))
-        })
+        .filter(|id| Stat::read(*id).is_some_and(|stat| stat.group == group && !stat.ended))
         .collect()
 }
 
@@ -286,7 +284,9 @@ fn command_name(id: u32) -> Option<String> {
 
 /// What this crate reads of `/proc/<pid>/stat` (proc(5)).
 struct Stat {
-    state: String,
+    /// Whether nothing is left but an entry that waits to be reaped. While other threads still end, the process
+    /// holds its ports, though its first thread is a zombie already.
+    ended: bool,
     group: u32,
     start: u64,
 }
@@ -297,7 +297,7 @@ impl Stat {
         // The command's name, in parentheses, may hold spaces and parentheses.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         Some(Self {
-            state: (*fields.first()?).to_owned(),
+            ended: matches!(*fields.first()?, "Z" | "X") && fields.get(17)?.parse::<u32>().ok()? <= 1,
             group: fields.get(2)?.parse().ok()?,
             start: fields.get(19)?.parse().ok()?,
         })

@@ -21,7 +21,8 @@ usage: cargo xtask COMMAND
       Runs what CI runs, or the named steps of it.
 
 MQ_TEST_CACHE names the folder for fetched servers (default: ~/.cache/mq-test-brokers). MQ_TEST_REDIS_URL,
-MQ_TEST_KAFKA_URL, MQ_TEST_AMQP_URL and MQ_TEST_ROCKETMQ_URL point the suite at brokers that run already.";
+MQ_TEST_KAFKA_URL, MQ_TEST_AMQP_URL and MQ_TEST_ROCKETMQ_URL point the suite at brokers that run already. MQ_TEST_FULL,
+MQ_TEST_REDIS_VERSION and MQ_TEST_RABBITMQ_VERSION are what --full, --redis and --rabbitmq set for the tests.";
 
 /// One command with its arguments.
 #[derive(Debug)]

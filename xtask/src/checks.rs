@@ -50,8 +50,10 @@ pub(crate) fn features() -> Result<bool> {
         }
         let check = |features: &[&str]| {
             let mut command = cargo();
-            command.args(["check", "--quiet", "-p", &package.name, "--no-default-features"]);
-            succeeds(command.env("RUSTFLAGS", "-D warnings").args(features))
+            command
+                .args(["clippy", "--quiet", "-p", &package.name, "--no-default-features"])
+                .args(features);
+            succeeds(command.args(["--", "-D", "warnings"]))
         };
         if !check(&[])? {
             return Ok(false);
