@@ -12,6 +12,7 @@ mod queue;
 mod records;
 mod requests;
 mod send_batch;
+mod slots;
 
 use std::{
     fmt::Debug,
@@ -30,6 +31,10 @@ pub use self::{
         FetchRequest, Fetched, Prefetch, ProducerRequest, SendWindow, Subscription,
     },
     send_batch::{SendBatch, SendStatus},
+};
+pub(crate) use self::{
+    send_batch::{BatchOwner, Landed, Run, Runs, Ticket},
+    slots::{Slots, Wakes, recycle},
 };
 use crate::{
     Capabilities, Error, Offset, Position, Result, Timestamp, TopicDescription, TopicName, TopicSpec,

@@ -21,7 +21,9 @@ mod message;
 mod mq;
 mod name;
 mod options;
+mod partitioner;
 mod position;
+mod producer;
 mod propagate;
 mod receipt;
 mod time;
@@ -45,7 +47,9 @@ pub use self::{
     mq::Mq,
     name::{GroupName, MAX_NAME_LENGTH, TopicName},
     options::ClientOptions,
+    partitioner::Partitioner,
     position::{Offset, OnTrimmed, Position, Start},
+    producer::{PendingReceipt, Producer, ProducerBuilder, ProducerStatus},
     propagate::Propagator,
     receipt::Receipt,
     time::{Clock, Lease, Moment, Timestamp},

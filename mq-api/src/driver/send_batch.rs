@@ -5,75 +5,136 @@ use std::{
     future::Future,
     ops::Range,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
-    time::Instant,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use smallvec::SmallVec;
 
-use crate::{Error, ErrorKind, Message, Offset, Outcome, Receipt, Result};
+use super::slots::{Slots, Wakes};
+use crate::{Error, Message, Offset, Receipt, Result};
 
 /// Hands a driver messages of one partition, and takes their results, each once: the first settlement wins.
 ///
 /// It may be settled from any thread, with or without a runtime, also within
 /// [`Producer::send`](super::Producer::send). Settling runs no user code, and wakes waiters outside every lock. What is
-/// not settled when the batch is dropped settles as [`Outcome::Unknown`], or as `NotSent` where
+/// not settled when the batch is dropped settles as [`Outcome::Unknown`](crate::Outcome::Unknown), or as `NotSent` where
 /// [`begin_io`](Self::begin_io) was not called for it.
+///
+/// Dropping the batch gives its room in the window and in the producer's buffer back, and starts the retries of what
+/// failed: drop it as soon as it is settled.
 pub struct SendBatch {
     partition: u32,
-    deadline: Instant,
     messages: SmallVec<[Message; 1]>,
-    slots: Arc<Slots>,
+    runs: Runs,
+    timeout: Duration,
+    ticket: Ticket,
+    owner: Option<Arc<dyn BatchOwner>>,
 }
 
-/// One batch's results.
-pub(crate) struct Slots {
-    partition: u32,
-    state: Mutex<SmallVec<[Slot; 1]>>,
+/// Who takes a batch back when the driver is done with it.
+pub(crate) trait BatchOwner: Send + Sync {
+    /// Tells whether a message that failed so may be sent again.
+    fn may_retry(&self, error: &Error) -> bool;
+
+    /// Takes back a batch in which everything is settled, or failed in a way that may be sent again.
+    fn landed(&self, batch: Landed<'_>);
 }
 
-struct Slot {
-    begun: bool,
-    state: State,
+/// A batch that a driver has dropped.
+pub(crate) struct Landed<'a> {
+    pub(crate) partition: u32,
+    pub(crate) ticket: Ticket,
+    pub(crate) runs: &'a [Run],
+    /// The messages, or none where the driver took them.
+    pub(crate) messages: SmallVec<[Message; 1]>,
 }
 
-enum State {
-    Waiting(Option<Waker>),
-    Done(Result<Receipt>),
-    Taken,
+/// What the owner needs to know its batch by.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ticket {
+    pub(crate) id: u64,
+    pub(crate) weight: usize,
+    /// Whether the bytes are counted in the client's budget.
+    pub(crate) charged: bool,
+}
+
+/// The parts that a batch consists of; one as a rule.
+pub(crate) type Runs = SmallVec<[Run; 1]>;
+
+/// Messages that follow one another in a batch and share a set of result slots.
+#[derive(Clone)]
+pub(crate) struct Run {
+    pub(crate) slots: Arc<Slots>,
+    /// The first slot.
+    pub(crate) first: u32,
+    pub(crate) len: u32,
+    /// The place of the first message in the order of the producer; the others follow without a gap.
+    pub(crate) seq: u64,
+    /// Whether the producer chose the partition freely.
+    pub(crate) movable: bool,
+}
+
+impl Run {
+    /// Returns the slots of the run.
+    pub(crate) fn range(&self) -> Range<u32> {
+        self.first..self.first + self.len
+    }
 }
 
 impl SendBatch {
     /// Makes a batch and, for each message, what waits for its result. For tests of drivers.
     #[must_use]
     pub fn new(partition: u32, messages: Vec<Message>, deadline: Instant) -> (Self, Vec<SendStatus>) {
-        let slots = messages
+        let slots: Vec<Arc<Slots>> = messages
             .iter()
-            .map(|_| Slot {
-                begun: false,
-                state: State::Waiting(None),
+            .map(|_| {
+                let slots = Slots::new(1, false);
+                slots.deadline_or(|| deadline.into());
+                Arc::new(slots)
             })
             .collect();
-        let slots = Arc::new(Slots {
+        let runs = slots
+            .iter()
+            .zip(0..)
+            .map(|(slots, seq)| Run {
+                slots: Arc::clone(slots),
+                first: 0,
+                len: 1,
+                seq,
+                movable: false,
+            })
+            .collect();
+        let waiting = slots.into_iter().map(|slots| SendStatus { slots }).collect();
+        let batch = Self::of(
             partition,
-            state: Mutex::new(slots),
-        });
-        let waiting = (0..messages.len())
-            .map(|index| SendStatus {
-                slots: Arc::clone(&slots),
-                index,
-            })
-            .collect();
-        (
-            Self {
-                partition,
-                deadline,
-                messages: messages.into(),
-                slots,
-            },
-            waiting,
-        )
+            messages.into(),
+            runs,
+            Duration::ZERO,
+            Ticket::default(),
+            None,
+        );
+        (batch, waiting)
+    }
+
+    /// Makes a batch that goes back to its owner.
+    pub(crate) fn of(
+        partition: u32,
+        messages: SmallVec<[Message; 1]>,
+        runs: Runs,
+        timeout: Duration,
+        ticket: Ticket,
+        owner: Option<Arc<dyn BatchOwner>>,
+    ) -> Self {
+        Self {
+            partition,
+            messages,
+            runs,
+            timeout,
+            ticket,
+            owner,
+        }
     }
 
     /// Returns the partition.
@@ -85,19 +146,25 @@ impl SendBatch {
     /// Returns when the last of the messages is given up.
     #[must_use]
     pub fn deadline(&self) -> Instant {
-        self.deadline
+        let timeout = self.timeout;
+        self.runs
+            .iter()
+            .map(|run| run.slots.deadline_or(|| tokio::time::Instant::now() + timeout))
+            .max()
+            .unwrap_or_else(tokio::time::Instant::now)
+            .into_std()
     }
 
-    /// Counts the messages.
+    /// Counts the messages, also those that were taken.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.messages.len()
+        self.runs.iter().map(|run| run.len as usize).sum()
     }
 
     /// Tells whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
+        self.runs.is_empty()
     }
 
     /// Returns the messages in order; empty after [`take_messages`](Self::take_messages).
@@ -112,97 +179,82 @@ impl SendBatch {
     }
 
     /// Says that messages are about to leave this process: from here on a deadline that passes means
-    /// [`Outcome::Unknown`]. Returns `false` where some of them have been given up before; ask
+    /// [`Outcome::Unknown`](crate::Outcome::Unknown). Returns `false` where some of them have been given up before; ask
     /// [`begin_one`](Self::begin_one) which, and skip those.
     pub fn begin_io(&self, range: Range<usize>) -> bool {
-        let mut all = true;
-        for slot in self.slots.lock().get_mut(range).unwrap_or_default() {
-            all &= slot.begin();
-        }
-        all
+        self.parts(range)
+            .fold(true, |all, (run, slots, _)| run.slots.begin(slots) && all)
     }
 
     /// Says that one message is about to leave this process; `false` where it has been given up and must be skipped.
     pub fn begin_one(&self, index: usize) -> bool {
-        self.slots.lock().get_mut(index).is_some_and(Slot::begin)
+        index < self.len() && self.begin_io(index..index + 1)
     }
 
     /// Settles one message as stored, at an offset where the backend tells.
     pub fn complete_one(&self, index: usize, offset: Option<Offset>) {
-        self.slots
-            .settle(index..index + 1, |_| Ok(Receipt::new(self.partition, offset)));
+        for (run, slots, _) in self.parts(index..index.saturating_add(1)) {
+            run.slots.store(slots, self.partition, offset);
+        }
     }
 
     /// Settles every message as stored, at dense offsets from `first` on where the backend tells.
     pub fn complete_all(&self, first: Option<Offset>) {
-        self.slots.settle(0..usize::MAX, |index| {
-            Ok(Receipt::new(
-                self.partition,
-                first.map(|first| first + index as u64),
-            ))
-        });
+        for (run, slots, at) in self.parts(0..usize::MAX) {
+            let offset = first.map(|first| first + at as u64);
+            run.slots.store(slots, self.partition, offset);
+        }
     }
 
     /// Settles messages as failed. Where the error says `NotSent` and retryable, the portable layer may send them again.
     pub fn fail(&self, range: Range<usize>, error: &Error) {
-        self.slots.settle(range, |_| Err(error.clone()));
+        let retry =
+            !self.messages.is_empty() && self.owner.as_ref().is_some_and(|owner| owner.may_retry(error));
+        let mut wakes = Wakes::new();
+        for (run, slots, _) in self.parts(range) {
+            run.slots.fail(slots, error, retry, &mut wakes);
+        }
+        wakes.wake_all();
     }
 
     /// Settles every message as failed.
     pub fn fail_all(&self, error: &Error) {
         self.fail(0..usize::MAX, error);
     }
-}
 
-impl Slot {
-    fn begin(&mut self) -> bool {
-        let waiting = matches!(self.state, State::Waiting(_));
-        self.begun |= waiting;
-        waiting
-    }
-}
-
-impl Slots {
-    fn lock(&self) -> MutexGuard<'_, SmallVec<[Slot; 1]>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settle(&self, range: Range<usize>, result: impl Fn(usize) -> Result<Receipt>) {
-        let mut wakers: SmallVec<[Waker; 4]> = SmallVec::new();
-        {
-            let mut slots = self.lock();
-            let end = range.end.min(slots.len());
-            for index in range.start..end {
-                if let Some(slot) = slots.get_mut(index)
-                    && let State::Waiting(waker) = &mut slot.state
-                {
-                    wakers.extend(waker.take());
-                    slot.state = State::Done(result(index));
-                }
-            }
-        }
-        for waker in wakers {
-            waker.wake();
-        }
+    /// Goes through the runs that a range touches: the run, the slots of it, and where in the batch they begin.
+    fn parts(&self, range: Range<usize>) -> impl Iterator<Item = (&Run, Range<u32>, usize)> {
+        let mut start = 0;
+        self.runs.iter().filter_map(move |run| {
+            let (from, to) = (start, start + run.len as usize);
+            start = to;
+            let (low, high) = (range.start.max(from), range.end.min(to));
+            // Both ends lie within the run, so they fit its numbers.
+            (low < high).then(|| {
+                let slots = run.first + (low - from) as u32..run.first + (high - from) as u32;
+                (run, slots, low)
+            })
+        })
     }
 }
 
 impl Drop for SendBatch {
     fn drop(&mut self) {
-        let begun: SmallVec<[bool; 4]> = self.slots.lock().iter().map(|slot| slot.begun).collect();
-        let partition = self.slots.partition;
-        self.slots.settle(0..usize::MAX, |index| {
-            let outcome = if begun.get(index) == Some(&true) {
-                Outcome::Unknown
-            } else {
-                Outcome::NotSent
-            };
-            Err(Error::new(
-                ErrorKind::Interrupted,
-                format!("the driver gave up a send to partition {partition}"),
-            )
-            .with_outcome(outcome))
-        });
+        let owner = self.owner.take();
+        let can_retry = !self.messages.is_empty();
+        let may_retry =
+            |error: &Error| can_retry && owner.as_ref().is_some_and(|owner| owner.may_retry(error));
+        for run in &self.runs {
+            run.slots.abandon(run.range(), self.partition, may_retry);
+        }
+        if let Some(owner) = &owner {
+            owner.landed(Landed {
+                partition: self.partition,
+                ticket: self.ticket,
+                runs: &self.runs,
+                messages: std::mem::take(&mut self.messages),
+            });
+        }
     }
 }
 
@@ -210,7 +262,7 @@ impl fmt::Debug for SendBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SendBatch")
             .field("partition", &self.partition)
-            .field("messages", &self.messages.len())
+            .field("messages", &self.len())
             .finish_non_exhaustive()
     }
 }
@@ -219,32 +271,19 @@ impl fmt::Debug for SendBatch {
 #[must_use]
 pub struct SendStatus {
     slots: Arc<Slots>,
-    index: usize,
 }
 
 impl Future for SendStatus {
     type Output = Result<Receipt>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut slots = self.slots.lock();
-        let Some(slot) = slots.get_mut(self.index) else {
-            return Poll::Ready(Err(Error::closed("batch")));
-        };
-        match std::mem::replace(&mut slot.state, State::Taken) {
-            State::Waiting(_) => {
-                slot.state = State::Waiting(Some(cx.waker().clone()));
-                Poll::Pending
-            }
-            State::Done(result) => Poll::Ready(result),
-            State::Taken => Poll::Ready(Err(Error::closed("batch"))),
-        }
+        ready!(self.slots.poll_done(cx));
+        Poll::Ready(self.slots.result(0))
     }
 }
 
 impl fmt::Debug for SendStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SendStatus")
-            .field("index", &self.index)
-            .finish_non_exhaustive()
+        f.debug_struct("SendStatus").finish_non_exhaustive()
     }
 }

@@ -116,7 +116,8 @@ fn options_are_read_by_their_types() {
 
 #[test]
 fn wrong_values_name_option_value_and_rule() {
-    let cases: [(&str, fn(&mut UrlOptions) -> Option<Error>, &str); 7] = [
+    type Take = fn(&mut UrlOptions) -> Option<Error>;
+    let cases: [(&str, Take, &str); 7] = [
         ("a=5", |o| o.take_duration("a").err(), "`ms`"),
         ("a=-5s", |o| o.take_duration("a").err(), "`ms`"),
         ("a=5days", |o| o.take_duration("a").err(), "`ms`"),

@@ -1,0 +1,266 @@
+//! Sending.
+
+mod admit;
+mod core;
+mod effects;
+mod lane;
+mod many;
+mod options;
+mod pending;
+mod state;
+mod task;
+
+use std::{fmt, sync::Arc};
+
+use tokio::task::coop;
+
+use self::core::{Core, Group, Refused};
+pub use self::{options::ProducerBuilder, pending::PendingReceipt};
+use crate::{Error, ErrorKind, Message, Outcome, Receipt, Result, TopicName};
+
+/// Sends messages to one topic.
+///
+/// It is a handle: clones share one buffer and one order. What was taken is sent by the producer, not by the caller's
+/// future, so dropping a future after that changes nothing. When the last handle is dropped without a close, what was
+/// taken is still sent, within the close timeout.
+///
+/// Messages of one partition are stored in the order in which they were taken, as far as they are answered `Ok`. A send
+/// that surely was not stored is tried again until its deadline, while nothing later of its partition is stored or may
+/// be; a send whose outcome is unknown is never repeated unless
+/// [`resend_unknown`](ProducerBuilder::resend_unknown) says so.
+#[derive(Clone)]
+pub struct Producer {
+    core: Arc<Core>,
+    _handle: Arc<Handle>,
+}
+
+/// Tells how a producer is doing. The counters follow a settled send within moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProducerStatus {
+    /// Messages that wait or are under way.
+    pub buffered_messages: usize,
+    /// Their bytes, by [`Message::weight`].
+    pub buffered_bytes: usize,
+    /// Messages that the driver has.
+    pub in_flight_messages: usize,
+    /// Messages that were stored.
+    pub sent: u64,
+    /// Messages that failed for good after they were taken.
+    pub failed: u64,
+    /// How often a message was set aside to be sent again.
+    pub retried: u64,
+    /// Messages of [`Producer::send_one_way`] that failed.
+    pub one_way_failures: u64,
+}
+
+/// Tells the task when the last handle is gone.
+struct Handle(Arc<Core>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.begin_close();
+    }
+}
+
+const OPERATION: &str = "produce";
+
+impl Producer {
+    fn new(core: Arc<Core>) -> Self {
+        Self {
+            _handle: Arc::new(Handle(Arc::clone(&core))),
+            core,
+        }
+    }
+
+    /// Sends a message and waits until the backend has taken responsibility for it. The key chooses the partition; a
+    /// message without one goes where it suits.
+    ///
+    /// # Errors
+    /// Before any I/O: [`ErrorKind::InvalidMessage`], [`ErrorKind::MessageTooLarge`], [`ErrorKind::Unsupported`],
+    /// [`ErrorKind::Closed`]. Then [`ErrorKind::Timeout`] after the producer's timeout, and what the backend says.
+    /// [`Error::outcome`] tells whether the message may have been stored.
+    ///
+    /// # Cancel safety
+    /// Dropped while it waits for room, the message is withdrawn; dropped later, it is sent as if awaited.
+    pub async fn produce(&self, message: impl Into<Message>) -> Result<Receipt> {
+        self.enqueue(message).await?.await
+    }
+
+    /// Sends a message to a partition that the caller chooses, and waits as [`produce`](Self::produce) does.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidPartition`] where the topic does not have it; then nothing is stored. Else as
+    /// [`produce`](Self::produce).
+    ///
+    /// # Cancel safety
+    /// As [`produce`](Self::produce).
+    pub async fn produce_to(&self, partition: u32, message: impl Into<Message>) -> Result<Receipt> {
+        self.enqueue_to(partition, message).await?.await
+    }
+
+    /// Sends messages together and waits for all of them; one result each, in order. One that is invalid fails alone.
+    ///
+    /// # Cancel safety
+    /// Dropped, what was taken is sent as if awaited, and the rest is withdrawn.
+    pub async fn produce_batch(
+        &self,
+        messages: impl IntoIterator<Item = impl Into<Message>>,
+    ) -> Vec<Result<Receipt>> {
+        many::produce_all(&self.core, messages.into_iter().map(Into::into)).await
+    }
+
+    /// Puts a message into the buffer, waiting for room alone. When it returns, the place of the message in the order is
+    /// fixed; await what it returns for the result.
+    ///
+    /// # Errors
+    /// As [`produce`](Self::produce), before the message is sent.
+    ///
+    /// # Cancel safety
+    /// Dropped while it waits for room, the message is withdrawn.
+    pub async fn enqueue(&self, message: impl Into<Message>) -> Result<PendingReceipt> {
+        // A loop of sends that never wait must let others run, as every call of Tokio's own does.
+        coop::consume_budget().await;
+        let group = self.group(message.into()).map_err(operation)?;
+        self.submit(group).await
+    }
+
+    /// Puts a message for a partition that the caller chooses into the buffer, as [`enqueue`](Self::enqueue) does.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidPartition`] where the topic does not have it; else as [`enqueue`](Self::enqueue).
+    ///
+    /// # Cancel safety
+    /// Dropped while it waits for room, the message is withdrawn.
+    pub async fn enqueue_to(&self, partition: u32, message: impl Into<Message>) -> Result<PendingReceipt> {
+        coop::consume_budget().await;
+        let mut message = message.into();
+        let target = self.core.explicit(partition).map_err(operation)?;
+        self.core.prepare(&mut message).map_err(operation)?;
+        self.submit(Group::of(target, message)).await
+    }
+
+    /// Puts a message into the buffer if there is room now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ResourceExhausted`], not sent, where the buffer is full; else as [`enqueue`](Self::enqueue).
+    pub fn try_enqueue(&self, message: impl Into<Message>) -> Result<PendingReceipt> {
+        self.try_submit(message.into(), false)
+    }
+
+    /// Sends a message whose result nobody waits for. Failures are counted in
+    /// [`ProducerStatus::one_way_failures`].
+    ///
+    /// # Errors
+    /// What makes the message fail before it is sent; [`ErrorKind::ResourceExhausted`] where the buffer is full, which is
+    /// counted too.
+    pub fn send_one_way(&self, message: impl Into<Message>) -> Result<()> {
+        let result = self.try_submit(message.into(), true);
+        if let Err(error) = &result
+            && error.kind() == ErrorKind::ResourceExhausted
+        {
+            self.core.count_one_way_failure();
+        }
+        result.map(drop)
+    }
+
+    /// Waits until everything that was taken before is settled, well or not; each send's own deadline bounds it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] after close.
+    ///
+    /// # Cancel safety
+    /// It may be dropped at any point.
+    pub async fn flush(&self) -> Result<()> {
+        self.core
+            .flush()
+            .await
+            .map_err(|error| error.with_operation("flush"))
+    }
+
+    /// Takes nothing new, sends what was taken, for at most the close timeout, and ends the producer. What is left then
+    /// fails with [`ErrorKind::Closed`], as not sent or unknown. Every call after it is [`ErrorKind::Closed`].
+    ///
+    /// It is idempotent: whoever calls it, at the same time or later, gets the same result.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] where something was left, and what the backend says.
+    ///
+    /// # Cancel safety
+    /// The close goes on when this future is dropped.
+    pub async fn close(&self) -> Result<()> {
+        self.core.begin_close();
+        self.core.close.wait().await
+    }
+
+    /// Returns the topic.
+    #[must_use]
+    pub fn topic(&self) -> &TopicName {
+        &self.core.topic
+    }
+
+    /// Returns how many partitions the topic has, as far as this producer knows; it grows when some are added.
+    #[must_use]
+    pub fn partitions(&self) -> u32 {
+        self.core.partitions()
+    }
+
+    /// Tells how the producer is doing.
+    #[must_use]
+    pub fn status(&self) -> ProducerStatus {
+        self.core.status()
+    }
+
+    /// Sends a message of the library's own, with reserved headers and the room that is kept for them.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the engine sends its dead letters so"))]
+    pub(crate) async fn produce_internal(&self, message: Message) -> Result<Receipt> {
+        let target = self.core.target(&message).map_err(operation)?;
+        self.submit(Group::of(target, message)).await?.await
+    }
+
+    fn group(&self, mut message: Message) -> Result<Group> {
+        self.core.prepare(&mut message)?;
+        let target = self.core.target(&message)?;
+        Ok(Group::of(target, message))
+    }
+
+    async fn submit(&self, group: Group) -> Result<PendingReceipt> {
+        let taken = self
+            .core
+            .submit_or_wait(group, &mut None)
+            .await
+            .map_err(operation)?;
+        Ok(PendingReceipt::new(taken))
+    }
+
+    fn try_submit(&self, message: Message, one_way: bool) -> Result<PendingReceipt> {
+        let group = self.group(message).map_err(operation)?;
+        match self.core.submit(group, None, one_way) {
+            Ok(taken) => Ok(PendingReceipt::new(taken)),
+            Err(Refused::Failed(error)) => Err(operation(error)),
+            Err(Refused::Full(_)) => Err(operation(
+                Error::new(
+                    ErrorKind::ResourceExhausted,
+                    format!(
+                        "the buffer of the producer is full: {} messages, {} bytes",
+                        self.core.options.buffer_messages, self.core.options.buffer_bytes
+                    ),
+                )
+                .with_outcome(Outcome::NotSent),
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for Producer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Producer")
+            .field("topic", self.topic())
+            .field("status", &self.status())
+            .finish_non_exhaustive()
+    }
+}
+
+fn operation(error: Error) -> Error {
+    error.with_operation(OPERATION)
+}

@@ -1,0 +1,665 @@
+//! The send path: a message goes straight to the driver where nothing is before it, else into its lane.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use smallvec::{SmallVec, smallvec};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{
+    ProducerStatus,
+    admit::{Admission, Permit, Waiter},
+    effects::Effects,
+    lane::{Entry, Sealed},
+    options::Options,
+    state::{Life, State},
+};
+use crate::{
+    Capabilities, Due, Error, ErrorKind, Message, MessageLimits, Outcome, Receipt, Result, Timestamp,
+    TopicName,
+    close_once::CloseOnce,
+    driver::{self, BatchOwner, Landed, Run, Runs, SendBatch, SendWindow, Slots, Ticket, invalid_partition},
+    mq::{BoxFuture, Child, MqInner, require},
+    propagate,
+};
+
+/// How many batches in a row a caller sends for others, before the producer's task takes over.
+const ROUNDS: usize = 16;
+
+/// What the handles of a producer, its task and its batches share.
+pub(super) struct Core {
+    pub(super) driver: Arc<dyn driver::Producer>,
+    pub(super) client: Arc<MqInner>,
+    pub(super) topic: TopicName,
+    pub(super) options: Options,
+    limits: MessageLimits,
+    window: SendWindow,
+    /// As many as there are lanes, so that a partition can be chosen before the lock is taken.
+    partitions: AtomicU32,
+    pub(super) watch: watch::Receiver<u32>,
+    state: Mutex<State>,
+    pub(super) notify: Notify,
+    pub(super) close: CloseOnce,
+}
+
+/// Where messages are to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Wherever it suits; a retry may go elsewhere.
+    Any,
+    /// Chosen already because it suits; a retry may go elsewhere.
+    Chosen(u32),
+    /// There and nowhere else.
+    Partition(u32),
+}
+
+/// Messages of one partition that are handed in together.
+pub(super) struct Group {
+    pub(super) target: Target,
+    pub(super) messages: SmallVec<[Message; 1]>,
+    pub(super) weight: usize,
+}
+
+impl Group {
+    /// Makes a group of one.
+    pub(super) fn of(target: Target, message: Message) -> Self {
+        Self {
+            target,
+            weight: message.weight(),
+            messages: smallvec![message],
+        }
+    }
+}
+
+/// What became of messages that were taken.
+pub(super) enum Taken {
+    /// One message, and the driver has settled it already.
+    Done(Result<Receipt>),
+    Waiting(Arc<Slots>),
+}
+
+/// Why messages were not taken.
+pub(super) enum Refused {
+    Failed(Error),
+    /// There is no room; here they are again.
+    Full(Group),
+}
+
+impl Core {
+    pub(super) fn new(
+        client: Arc<MqInner>,
+        driver: Arc<dyn driver::Producer>,
+        topic: TopicName,
+        options: Options,
+    ) -> Arc<Self> {
+        let mut window = driver.window();
+        window.batches_per_partition = window.batches_per_partition.max(1);
+        window.batch_messages = window.batch_messages.max(1);
+        let mut watch = driver.partitions();
+        let partitions = *watch.borrow_and_update();
+        Arc::new(Self {
+            driver,
+            client,
+            topic,
+            limits: MessageLimits::new(options.max_payload, options.max_metadata),
+            options,
+            window,
+            partitions: AtomicU32::new(partitions),
+            watch,
+            state: Mutex::new(State::new(partitions)),
+            notify: Notify::new(),
+            close: CloseOnce::new(),
+        })
+    }
+
+    /// Checks a message against every rule that needs no I/O, and adds what travels with it.
+    pub(super) fn prepare(&self, message: &mut Message) -> Result<()> {
+        message.validate(&self.limits)?;
+        self.check_capabilities(message)?;
+        if let Some(propagator) = &self.client.options.propagator {
+            propagate::inject(propagator.as_ref(), message, &self.limits);
+        }
+        Ok(())
+    }
+
+    fn check_capabilities(&self, message: &Message) -> Result<()> {
+        if message.is_tombstone() {
+            let capabilities = self.capabilities();
+            require(capabilities, capabilities.tombstone, "tombstones")?;
+        }
+        let Some(due) = message.due() else {
+            return Ok(());
+        };
+        let capabilities = self.capabilities();
+        require(capabilities, capabilities.delay, "delayed messages")?;
+        let delay = match due {
+            Due::After(delay) => delay,
+            Due::At(time) => time.saturating_since(Timestamp::now()),
+        };
+        match capabilities.max_delay {
+            Some(most) if delay > most => Err(Error::new(
+                ErrorKind::InvalidMessage,
+                format!(
+                    "a delay of {delay:?}: the {} backend takes at most {most:?}",
+                    capabilities.backend
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.client.driver.capabilities()
+    }
+
+    pub(super) fn partitions(&self) -> u32 {
+        self.partitions.load(Ordering::Acquire)
+    }
+
+    /// Chooses the partition of a message by its key.
+    pub(super) fn target(&self, message: &Message) -> Result<Target> {
+        let Some(key) = message.key() else {
+            return Ok(Target::Any);
+        };
+        let partitions = self.partitions();
+        let partition = self.options.partitioner.partition(key, partitions);
+        if partition >= partitions {
+            return Err(invalid_partition(&self.topic, partition, partitions));
+        }
+        Ok(Target::Partition(partition))
+    }
+
+    /// Checks a partition that the caller has chosen.
+    pub(super) fn explicit(&self, partition: u32) -> Result<Target> {
+        if partition >= self.partitions() {
+            // Perhaps it has just been added, and the task has not come round to it.
+            self.grow(*self.watch.borrow());
+        }
+        let partitions = self.partitions();
+        if partition >= partitions {
+            return Err(invalid_partition(&self.topic, partition, partitions));
+        }
+        Ok(Target::Partition(partition))
+    }
+
+    /// Adds lanes for partitions that were added.
+    pub(super) fn grow(&self, partitions: u32) {
+        if partitions > self.partitions() {
+            self.lock().grow(partitions);
+            self.partitions.fetch_max(partitions, Ordering::AcqRel);
+            tracing::debug!(
+                messaging.destination.name = %self.topic,
+                partitions,
+                "partitions were added"
+            );
+        }
+    }
+
+    /// Takes messages: straight to the driver where nothing is before them, else into their lane.
+    pub(super) fn submit(
+        self: &Arc<Self>,
+        group: Group,
+        permit: Option<Permit<'_>>,
+        one_way: bool,
+    ) -> Result<Taken, Refused> {
+        let count = group.messages.len();
+        let deadline = permit.as_ref().map(|permit| permit.deadline);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let Err(error) = state.check_open() {
+            // A permit takes the lock when it is dropped.
+            drop(guard);
+            return Err(Refused::Failed(error));
+        }
+        match permit {
+            Some(permit) => permit.used(),
+            None if state.has_room(count, group.weight, &self.options, &self.client.budget) => {
+                state.reserve(count, group.weight);
+            }
+            None => return Err(Refused::Full(group)),
+        }
+        let (partition, movable) = match group.target {
+            Target::Partition(partition) => (partition, false),
+            Target::Chosen(partition) => (partition, true),
+            Target::Any => (state.stick(1).0, true),
+        };
+        let id = state.next_batch();
+        let seq = state.next_seq(count as u64);
+        let pooled = if count == 1 && !one_way {
+            state.take_slots()
+        } else {
+            None
+        };
+        // A group is far smaller than its numbers reach.
+        let slots = pooled.unwrap_or_else(|| Arc::new(Slots::new(count as u32, one_way)));
+        if let Some(deadline) = deadline {
+            slots.deadline_or(|| deadline);
+        }
+        let fits =
+            count == 1 || (count <= self.window.batch_messages && group.weight <= self.window.batch_bytes);
+        let Some(lane) = state.lanes.get_mut(partition as usize) else {
+            drop(guard);
+            self.give_room_back(count, group.weight);
+            let error = invalid_partition(&self.topic, partition, self.partitions());
+            return Err(Refused::Failed(error));
+        };
+        if fits && lane.is_idle(&self.window) {
+            lane.begin_send(id, seq, seq + count as u64);
+            state.in_flight += count;
+            state.unstick(partition);
+            drop(guard);
+            let run = Run {
+                slots,
+                first: 0,
+                len: count as u32,
+                seq,
+                movable,
+            };
+            return Ok(self.send_at_once(partition, id, run, group));
+        }
+        let until = slots.deadline_or(|| Instant::now() + self.options.timeout);
+        self.client.budget.take(group.weight);
+        for (slot, message) in group.messages.into_iter().enumerate() {
+            let weight = message.weight();
+            lane.push(Entry {
+                message,
+                slots: Arc::clone(&slots),
+                slot: slot as u32,
+                seq: seq + slot as u64,
+                movable,
+                weight,
+            });
+        }
+        let now = lane.can_send(&self.window);
+        let mut fx = Effects::default();
+        state.arm(Some(until), &mut fx);
+        drop(guard);
+        self.finish(fx);
+        if now {
+            self.pump(partition);
+        }
+        Ok(Taken::Waiting(slots))
+    }
+
+    /// Takes messages; where there is no room, waits for it, to the deadline of the send.
+    pub(super) async fn submit_or_wait(
+        self: &Arc<Self>,
+        group: Group,
+        deadline: &mut Option<Instant>,
+    ) -> Result<Taken> {
+        let group = match self.submit(group, None, false) {
+            Ok(taken) => return Ok(taken),
+            Err(Refused::Failed(error)) => return Err(error),
+            Err(Refused::Full(group)) => group,
+        };
+        let until = *deadline.get_or_insert_with(|| Instant::now() + self.options.timeout);
+        let permit = Admission::new(self, group.messages.len(), group.weight, until).await?;
+        match self.submit(group, Some(permit), false) {
+            Ok(taken) => Ok(taken),
+            Err(Refused::Failed(error)) => Err(error),
+            Err(Refused::Full(_)) => Err(Error::closed("producer")),
+        }
+    }
+
+    /// The fast path: these messages are a batch by themselves, and go to the driver in the caller's thread.
+    fn send_at_once(self: &Arc<Self>, partition: u32, id: u64, run: Run, group: Group) -> Taken {
+        let weight = group.weight;
+        let ticket = Ticket {
+            id,
+            weight,
+            charged: false,
+        };
+        self.driver.send(SendBatch::of(
+            partition,
+            group.messages,
+            smallvec![run.clone()],
+            self.options.timeout,
+            ticket,
+            Some(Arc::clone(self) as Arc<dyn BatchOwner>),
+        ));
+        let done = run.slots.is_done();
+        let taken = if done && run.len == 1 {
+            Taken::Done(run.slots.result(0))
+        } else {
+            Taken::Waiting(Arc::clone(&run.slots))
+        };
+        if self.after_send(partition, id, smallvec![run], weight, done) {
+            self.pump(partition);
+        }
+        taken
+    }
+
+    /// Takes note that `send` has returned. `true` where more has gathered that can be sent now.
+    fn after_send(&self, partition: u32, id: u64, runs: Runs, charge: usize, done: bool) -> bool {
+        if !done {
+            // Read here, so that a send which is over at once never reads the clock.
+            for run in &runs {
+                run.slots.deadline_or(|| Instant::now() + self.options.timeout);
+            }
+        }
+        let mut fx = Effects::default();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(lane) = state.lanes.get_mut(partition as usize) else {
+            return false;
+        };
+        if lane.end_send() {
+            lane.add_flight(id, runs);
+            let next = lane.next_time();
+            self.client.budget.take(charge);
+            state.arm(next, &mut fx);
+        } else {
+            if !done {
+                state.resolve(partition, &self.options, &self.window, &mut fx);
+                state.settle(&mut fx, &self.options, &self.client.budget);
+            }
+            for run in runs {
+                state.put_slots(run.slots);
+            }
+        }
+        let more = state
+            .lanes
+            .get(partition as usize)
+            .is_some_and(|lane| lane.can_send(&self.window));
+        drop(guard);
+        self.finish(fx);
+        more
+    }
+
+    /// Sends what has gathered in a lane, batch by batch, as far as the window goes.
+    pub(super) fn pump(self: &Arc<Self>, partition: u32) {
+        for _ in 0..ROUNDS {
+            let now = Instant::now();
+            let mut fx = Effects::default();
+            let sealed = self.seal(partition, now, &mut fx);
+            self.finish(fx);
+            let Some((id, sealed)) = sealed else {
+                return;
+            };
+            let runs = sealed.runs.clone();
+            let ticket = Ticket {
+                id,
+                weight: sealed.weight,
+                charged: true,
+            };
+            self.driver.send(SendBatch::of(
+                partition,
+                sealed.messages,
+                sealed.runs,
+                self.options.timeout,
+                ticket,
+                Some(Arc::clone(self) as Arc<dyn BatchOwner>),
+            ));
+            let done = runs.iter().all(|run| run.slots.is_done());
+            if !self.after_send(partition, id, runs, 0, done) {
+                return;
+            }
+        }
+        let mut fx = Effects::default();
+        self.lock().list(partition, &self.window, &mut fx);
+        self.finish(fx);
+    }
+
+    fn seal(&self, partition: u32, now: Instant, fx: &mut Effects) -> Option<(u64, Sealed)> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let id = state.next_batch();
+        let lane = state.lanes.get_mut(partition as usize)?;
+        let mut sealed = None;
+        if lane.can_send(&self.window) {
+            sealed = lane.seal(&self.window, now, self.options.timeout, fx);
+            if let Some(sealed) = &sealed {
+                let first = sealed.runs.first().map_or(0, |run| run.seq);
+                let end = sealed
+                    .runs
+                    .last()
+                    .map_or(first, |run| run.seq + u64::from(run.len));
+                lane.begin_send(id, first, end);
+                state.in_flight += sealed.messages.len();
+            }
+            state.unstick(partition);
+        }
+        state.settle(fx, &self.options, &self.client.budget);
+        sealed.map(|sealed| (id, sealed))
+    }
+
+    /// Does what a change under the lock has led to; the lock is open.
+    pub(super) fn finish(&self, fx: Effects) {
+        if fx.budget > 0 {
+            self.client.budget.give(fx.budget);
+        }
+        if fx.notify {
+            self.notify.notify_one();
+        }
+        for flushed in fx.flushed {
+            // Who asked may have gone.
+            let _ = flushed.send(());
+        }
+        fx.wakes.wake_all();
+    }
+
+    pub(super) fn wait_for_room(&self, waiter: Arc<Waiter>) {
+        let mut fx = Effects::default();
+        {
+            let mut state = self.lock();
+            match state.check_open() {
+                Ok(()) => {
+                    state.wait_for_room(waiter, &mut fx);
+                    // Room may have come between the refusal and this lock.
+                    state.settle(&mut fx, &self.options, &self.client.budget);
+                }
+                Err(error) => fx.wakes.extend(waiter.answer(Err(error))),
+            }
+        }
+        self.finish(fx);
+    }
+
+    /// Takes a waiter out of the row. `true` where it had been given room meanwhile.
+    pub(super) fn stop_waiting(&self, waiter: &Arc<Waiter>) -> bool {
+        let mut fx = Effects::default();
+        let granted = {
+            let mut state = self.lock();
+            state.stop_waiting(waiter);
+            state.settle(&mut fx, &self.options, &self.client.budget);
+            waiter.was_granted()
+        };
+        self.finish(fx);
+        granted
+    }
+
+    pub(super) fn give_room_back(&self, count: usize, weight: usize) {
+        let mut fx = Effects {
+            released: (count, weight),
+            ..Effects::default()
+        };
+        self.lock().settle(&mut fx, &self.options, &self.client.budget);
+        self.finish(fx);
+    }
+
+    /// Looks again whether somebody can be admitted.
+    pub(super) fn admit_waiting(&self) {
+        self.give_room_back(0, 0);
+    }
+
+    /// Counts a one-way send that failed before it was taken.
+    pub(super) fn count_one_way_failure(&self) {
+        self.lock().counters.one_way_failures += 1;
+    }
+
+    /// Waits until everything that was taken so far is settled.
+    pub(super) async fn flush(&self) -> Result<()> {
+        let Some(flushed) = ({
+            let mut state = self.lock();
+            state.check_open()?;
+            state.flush()
+        }) else {
+            return Ok(());
+        };
+        flushed.await.map_err(|_| Error::closed("producer"))
+    }
+
+    /// Takes nothing new from now on, and tells the task to end once everything is settled.
+    pub(super) fn begin_close(&self) {
+        if !self.close.begin() {
+            return;
+        }
+        let mut fx = Effects::default();
+        {
+            let mut state = self.lock();
+            if state.life == Life::Open {
+                state.life = Life::Closing;
+            }
+            state.turn_away(&Error::closed("producer"), &mut fx);
+        }
+        self.finish(fx);
+        self.notify.notify_one();
+    }
+
+    /// Gives up everything that is left; returns how many messages had no result.
+    pub(super) fn abandon(&self, error: impl Fn(Outcome) -> Error) -> u64 {
+        let mut fx = Effects::default();
+        let left = {
+            let mut state = self.lock();
+            let state = &mut *state;
+            state.life = Life::Over;
+            for lane in &mut state.lanes {
+                lane.abandon(&error, &mut fx);
+            }
+            state.drop_pool();
+            state.turn_away(&Error::closed("producer"), &mut fx);
+            let left = fx.failed;
+            state.settle(&mut fx, &self.options, &self.client.budget);
+            left
+        };
+        self.finish(fx);
+        left
+    }
+
+    pub(super) fn status(&self) -> ProducerStatus {
+        let state = self.lock();
+        ProducerStatus {
+            buffered_messages: state.buffered_messages,
+            buffered_bytes: state.buffered_bytes,
+            in_flight_messages: state.in_flight,
+            sent: state.counters.sent,
+            failed: state.counters.failed,
+            retried: state.counters.retried,
+            one_way_failures: state.counters.one_way_failures,
+        }
+    }
+
+    pub(super) fn window(&self) -> &SendWindow {
+        &self.window
+    }
+
+    /// Chooses the partition of up to so many messages without a key, and for how many of them it holds.
+    pub(super) fn stick(&self, wanted: usize) -> (u32, u32) {
+        self.lock().stick(u32::try_from(wanted).unwrap_or(u32::MAX))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BatchOwner for Core {
+    fn may_retry(&self, error: &Error) -> bool {
+        error.is_retryable() && (error.outcome() == Outcome::NotSent || self.options.resend_unknown)
+    }
+
+    fn landed(&self, mut batch: Landed<'_>) {
+        let mut fx = Effects::default();
+        let mut failed = None;
+        {
+            let mut guard = self.lock();
+            let state = &mut *guard;
+            let closing = state.life == Life::Over;
+            let Some(lane) = state.lanes.get_mut(batch.partition as usize) else {
+                return;
+            };
+            let charged = lane.land(batch.ticket.id) || batch.ticket.charged;
+            let (mut count, mut stored, mut kept, mut kept_bytes) = (0, 0, 0, 0);
+            for run in batch.runs {
+                let tally = run.slots.tally(run.range());
+                stored += tally.stored;
+                fx.count_failed(&run.slots, tally.failed);
+                if let Some(last) = tally.last_settled {
+                    lane.settle(run.seq + u64::from(last - run.first));
+                }
+                for (slot, error) in tally.retries {
+                    let index = count + (slot - run.first) as usize;
+                    let Some(message) = batch.messages.get_mut(index).map(std::mem::take) else {
+                        continue;
+                    };
+                    let weight = message.weight();
+                    kept += 1;
+                    kept_bytes += weight;
+                    lane.set_aside(Entry {
+                        message,
+                        slots: Arc::clone(&run.slots),
+                        slot,
+                        seq: run.seq + u64::from(slot - run.first),
+                        movable: run.movable,
+                        weight,
+                    });
+                    failed = Some(error);
+                }
+                count += run.len as usize;
+            }
+            lane.note(stored > 0, kept > 0);
+            state.in_flight = state.in_flight.saturating_sub(count);
+            state.counters.sent += stored;
+            state.counters.retried += kept as u64;
+            fx.released = (count - kept, batch.ticket.weight.saturating_sub(kept_bytes));
+            if charged {
+                fx.budget += fx.released.1;
+            } else if kept > 0 {
+                self.client.budget.take(kept_bytes);
+            }
+            if closing {
+                if let Some(lane) = state.lanes.get_mut(batch.partition as usize) {
+                    lane.abandon(|outcome| Error::closed("producer").with_outcome(outcome), &mut fx);
+                }
+            } else {
+                state.resolve(batch.partition, &self.options, &self.window, &mut fx);
+            }
+            state.settle(&mut fx, &self.options, &self.client.budget);
+            state.list(batch.partition, &self.window, &mut fx);
+        }
+        self.finish(fx);
+        if let Some(error) = failed {
+            tracing::debug!(
+                messaging.destination.name = %self.topic,
+                messaging.destination.partition.id = batch.partition,
+                error.type = error.kind().as_str(),
+                %error,
+                "a send failed and is tried again where its order allows"
+            );
+        }
+    }
+}
+
+impl Child for Core {
+    fn close(self: Arc<Self>) -> BoxFuture<'static, Result<()>> {
+        Box::pin(async move {
+            self.begin_close();
+            self.close.wait().await
+        })
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("topic", &self.topic)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,132 @@
+//! Sends of many messages in one call: messages of one partition share a batch and its result slots.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::task::coop;
+
+use super::{
+    core::{Core, Group, Taken, Target},
+    pending::wait,
+};
+use crate::{Error, Message, Receipt, Result};
+
+/// How many messages are sorted by partition at a time.
+const CHUNK: usize = 1024;
+
+/// Where the result of a message will be.
+enum Place {
+    Failed(Error),
+    In { part: usize, slot: u32 },
+}
+
+/// Messages of one partition that are being collected.
+struct Gathering {
+    partition: u32,
+    part: usize,
+    group: Group,
+}
+
+/// Sends messages and waits for all of them; one result each, in order.
+pub(super) async fn produce_all(
+    core: &Arc<Core>,
+    messages: impl Iterator<Item = Message>,
+) -> Vec<Result<Receipt>> {
+    let mut places = Vec::with_capacity(messages.size_hint().0);
+    let mut parts: Vec<Result<Taken>> = Vec::new();
+    let mut deadline = None;
+    let mut messages = messages.peekable();
+    while messages.peek().is_some() {
+        coop::consume_budget().await;
+        for gathering in gather(core, &mut messages, &mut places, parts.len()) {
+            parts.push(core.submit_or_wait(gathering.group, &mut deadline).await);
+        }
+    }
+    for part in &parts {
+        if let Ok(Taken::Waiting(slots)) = part {
+            wait(slots).await;
+        }
+    }
+    let result = |place| match place {
+        Place::Failed(error) => Err(error),
+        Place::In { part, slot } => match parts.get(part) {
+            Some(Ok(Taken::Waiting(slots))) => slots.result(slot),
+            Some(Ok(Taken::Done(result))) => result.clone(),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(Error::closed("producer")),
+        },
+    };
+    places
+        .into_iter()
+        .map(|place| result(place).map_err(|error| error.with_operation("produce")))
+        .collect()
+}
+
+/// Sorts the next messages by partition; what is invalid fails alone. Messages of one partition stay in their order.
+fn gather(
+    core: &Core,
+    messages: &mut impl Iterator<Item = Message>,
+    places: &mut Vec<Place>,
+    first_part: usize,
+) -> SmallVec<[Gathering; 4]> {
+    let mut gathered: SmallVec<[Gathering; 4]> = SmallVec::new();
+    let (most, most_bytes) = (core.options.buffer_messages.min(CHUNK), core.options.buffer_bytes);
+    let room = messages.size_hint().0.clamp(1, most);
+    let (mut count, mut bytes) = (0, 0);
+    // The partition of messages without a key, and for how many more it holds.
+    let mut sticky = (0, 0);
+    while count < most
+        && bytes < most_bytes
+        && let Some(mut message) = messages.next()
+    {
+        count += 1;
+        let target = core.prepare(&mut message).and_then(|()| core.target(&message));
+        let target = match target {
+            Err(error) => {
+                places.push(Place::Failed(error));
+                continue;
+            }
+            Ok(Target::Any) => {
+                if sticky.1 == 0 {
+                    sticky = core.stick(room);
+                }
+                sticky.1 -= 1;
+                Target::Chosen(sticky.0)
+            }
+            Ok(target) => target,
+        };
+        let (Target::Chosen(partition) | Target::Partition(partition)) = target else {
+            continue;
+        };
+        bytes += message.weight();
+        let open = gathered
+            .iter()
+            .position(|gathering| gathering.partition == partition);
+        let at = open.unwrap_or_else(|| {
+            gathered.push(Gathering {
+                partition,
+                part: first_part + gathered.len(),
+                group: Group {
+                    target,
+                    messages: SmallVec::with_capacity(room.min(64)),
+                    weight: 0,
+                },
+            });
+            gathered.len() - 1
+        });
+        let Some(Gathering { part, group, .. }) = gathered.get_mut(at) else {
+            continue;
+        };
+        if target != group.target {
+            // With one message bound to the partition the group must stay there.
+            group.target = Target::Partition(partition);
+        }
+        group.weight += message.weight();
+        places.push(Place::In {
+            part: *part,
+            slot: u32::try_from(group.messages.len()).unwrap_or(u32::MAX),
+        });
+        group.messages.push(message);
+    }
+    gathered
+}
