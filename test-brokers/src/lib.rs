@@ -25,6 +25,8 @@
 //! `tokio::task::spawn_blocking`. All brokers are `Send + Sync` and take `&self`, so an `Arc<dyn Broker>` is
 //! all that such a task needs.
 //!
+//! With the cargo feature `suite`, `BrokerServer` hands any of them to the conformance suite.
+//!
 //! # Where servers come from
 //! From `PATH`; else unpacked without root into the cache folder ([`Cache`]), from the Debian package or from
 //! Maven's repository; else the error says what to install. Nothing outside the cache folder and the temporary
@@ -50,6 +52,8 @@ mod rabbitmq;
 mod redis;
 mod rocketmq;
 mod scratch;
+#[cfg(feature = "suite")]
+mod suite;
 mod tls;
 mod wait;
 
@@ -64,4 +68,6 @@ pub use proxy::{Proxy, ProxyMode};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqVersion};
 pub use redis::{AppendFsync, Redis, RedisOptions, RedisVersion};
 pub use rocketmq::{RocketMq, RocketMqNode, RocketMqOptions};
+#[cfg(feature = "suite")]
+pub use suite::{BrokerServer, ExternalServer, FAULTS};
 pub use tls::Certificates;
