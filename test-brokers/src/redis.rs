@@ -100,7 +100,7 @@ impl Redis {
     /// Sends a command past the proxy and returns its answer as text, elements of arrays one a line.
     ///
     /// # Errors
-    /// [`Error::Command`] with Redis's own text, [`Error::Io`].
+    /// [`crate::Error::Command`] with Redis's own text, [`crate::Error::Io`].
     pub fn command(&self, words: &[&str]) -> Result<String> {
         self.client()?.call(words)
     }
