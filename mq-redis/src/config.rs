@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use mq_api::{Error, ErrorKind, Result};
+use mq_api::{Error, ErrorKind, Result, url::ConnectUrl};
 
 /// Says where the server is and how the driver uses it.
 ///
@@ -60,6 +60,7 @@ pub enum RedisProtocol {
 }
 
 pub(crate) const MIN_SESSION_TIMEOUT: Duration = Duration::from_millis(500);
+const DEFAULT_PORT: u16 = 6379;
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl RedisConfig {
@@ -156,6 +157,76 @@ impl RedisConfig {
         self
     }
 
+    /// Takes a URL apart: `redis://user:password@host:port/database`, or `rediss` for TLS, and the options `protocol`
+    /// (2 or 3), `prefix`, `names` (`raw`), `connect_timeout`, `command_timeout`, `session_timeout`, `tls_ca` and
+    /// `max_bulk`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`], naming the part and its rule.
+    pub fn from_url(url: &ConnectUrl) -> Result<Self> {
+        let rule = |what: String| Error::new(ErrorKind::InvalidConfig, what);
+        let host = match url.require_hosts()? {
+            [host] => host,
+            _ => {
+                return Err(rule(
+                    "the redis URL names several hosts; one server is used".to_owned(),
+                ));
+            }
+        };
+        let mut config = Self::new(&host.name, host.port.unwrap_or(DEFAULT_PORT));
+        config.tls = match url.scheme() {
+            "redis" => false,
+            "rediss" => true,
+            other => {
+                return Err(rule(format!(
+                    "scheme {other:?}: a redis URL begins with `redis` or `rediss`"
+                )));
+            }
+        };
+        config.username = url.user().map(str::to_owned);
+        config.password = url.password().map(str::to_owned);
+        if !url.path().is_empty() {
+            config.database = url
+                .path()
+                .parse()
+                .map_err(|_| rule(format!("path {:?}: it is the number of a database", url.path())))?;
+        }
+        let mut options = url.options();
+        config.protocol = match options.take("protocol").as_deref() {
+            None | Some("2") => RedisProtocol::Resp2,
+            Some("3") => RedisProtocol::Resp3,
+            Some(other) => return Err(rule(format!("option `protocol` {other:?}: it is 2 or 3"))),
+        };
+        config.raw_names = match options.take("names").as_deref() {
+            None | Some("escaped") => false,
+            Some("raw") => true,
+            Some(other) => {
+                return Err(rule(format!(
+                    "option `names` {other:?}: it is `escaped` or `raw`"
+                )));
+            }
+        };
+        if let Some(prefix) = options.take("prefix") {
+            config.prefix = prefix;
+        }
+        config.tls_ca = options.take("tls_ca").map(PathBuf::from);
+        if let Some(timeout) = options.take_duration("connect_timeout")? {
+            config.connect_timeout = timeout;
+        }
+        if let Some(timeout) = options.take_duration("command_timeout")? {
+            config.request_timeout = timeout;
+        }
+        if let Some(timeout) = options.take_duration("session_timeout")? {
+            config.session_timeout = timeout;
+        }
+        if let Some(bytes) = options.take_size("max_bulk")? {
+            config.max_bulk = bytes;
+        }
+        options.finish()?;
+        config.validate()?;
+        Ok(config)
+    }
+
     /// Checks what can be checked without a server.
     pub(crate) fn validate(&self) -> Result<()> {
         let rule = |what: String| Err(Error::new(ErrorKind::InvalidConfig, what));
@@ -220,8 +291,14 @@ mod tests {
             (RedisConfig::new("localhost", 0), "port 0"),
             (good.clone().with_prefix(""), "prefix"),
             (good.clone().with_database(-1), "database -1"),
-            (good.clone().with_session_timeout(Duration::ZERO), "session_timeout"),
-            (good.clone().with_request_timeout(Duration::MAX), "request_timeout"),
+            (
+                good.clone().with_session_timeout(Duration::ZERO),
+                "session_timeout",
+            ),
+            (
+                good.clone().with_request_timeout(Duration::MAX),
+                "request_timeout",
+            ),
         ] {
             let error = bad.validate().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidConfig);

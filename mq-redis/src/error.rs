@@ -1,6 +1,6 @@
 //! The one place where errors of the server, the client library and the system become ours.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use mq_api::{Error, ErrorKind, Outcome};
 use redis::RedisError;
@@ -12,8 +12,8 @@ pub(crate) fn refused(words: &str) -> Error {
         "NOAUTH" | "WRONGPASS" => ErrorKind::Authentication,
         "NOPERM" => ErrorKind::PermissionDenied,
         "OOM" | "MISCONF" | "NOREPLICAS" => ErrorKind::ResourceExhausted,
-        "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "READONLY" | "BUSY" | "UNBLOCKED" | "NOSCRIPT"
-        | "EXECABORT" => ErrorKind::Interrupted,
+        "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "READONLY" | "BUSY" | "UNBLOCKED"
+        | "NOSCRIPT" | "EXECABORT" => ErrorKind::Interrupted,
         "MOVED" | "ASK" | "CROSSSLOT" => ErrorKind::Unsupported,
         "NOPROTO" => ErrorKind::InvalidConfig,
         "NOGROUP" => ErrorKind::TopicNotFound,
@@ -52,6 +52,7 @@ pub(crate) fn from_redis(address: &str, error: &RedisError) -> Error {
         }
         Kind::Io => {
             let broken = std::error::Error::source(error)
+                .and_then(|source| source.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>())
                 .and_then(|source| source.downcast_ref::<io::Error>())
                 .is_some_and(|source| source.kind() == io::ErrorKind::InvalidData);
             if broken {
@@ -128,10 +129,22 @@ mod tests {
                 ResourceExhausted,
                 true,
             ),
-            ("NOREPLICAS Not enough good replicas to write.", ResourceExhausted, true),
+            (
+                "NOREPLICAS Not enough good replicas to write.",
+                ResourceExhausted,
+                true,
+            ),
             ("ERR max number of clients reached", ResourceExhausted, true),
-            ("LOADING Redis is loading the dataset in memory", Interrupted, true),
-            ("READONLY You can't write against a read only replica.", Interrupted, true),
+            (
+                "LOADING Redis is loading the dataset in memory",
+                Interrupted,
+                true,
+            ),
+            (
+                "READONLY You can't write against a read only replica.",
+                Interrupted,
+                true,
+            ),
             ("UNBLOCKED the stream key no longer exists", Interrupted, true),
             ("MOVED 3999 127.0.0.1:6381", Unsupported, false),
             ("NOGROUP No such key or consumer group", TopicNotFound, false),
@@ -168,7 +181,10 @@ mod tests {
                 ErrorKind::Protocol,
             ),
             (RedisError::from((Kind::Parse, "x")), ErrorKind::Protocol),
-            (RedisError::from((Kind::UnexpectedReturnType, "x")), ErrorKind::Protocol),
+            (
+                RedisError::from((Kind::UnexpectedReturnType, "x")),
+                ErrorKind::Protocol,
+            ),
             (
                 RedisError::from((Kind::AuthenticationFailed, "x")),
                 ErrorKind::Authentication,

@@ -131,9 +131,9 @@ impl Entry {
             return Ok(Some(value));
         }
         match name.strip_prefix(b"mq") {
-            Some(version) if !version.is_empty() && version.iter().all(u8::is_ascii_digit) => Err(
-                error::newer_format(what, &String::from_utf8_lossy(version)),
-            ),
+            Some(version) if !version.is_empty() && version.iter().all(u8::is_ascii_digit) => {
+                Err(error::newer_format(what, &String::from_utf8_lossy(version)))
+            }
             _ => Ok(None),
         }
     }
@@ -300,10 +300,26 @@ mod tests {
 
     #[test]
     fn a_tombstone_is_not_an_empty_payload() {
-        assert_eq!(written(&Message::tombstone("k")), ["mq1", "1789560000000", "key", "k"]);
-        assert_eq!(written(&Message::new("")), ["mq1", "1789560000000", "payload", ""]);
-        assert!(decode(&entry("0-1", &["mq1", "1", "key", "k"])).unwrap().message.is_tombstone());
-        assert!(!decode(&entry("0-1", &["mq1", "1", "payload", ""])).unwrap().message.is_tombstone());
+        assert_eq!(
+            written(&Message::tombstone("k")),
+            ["mq1", "1789560000000", "key", "k"]
+        );
+        assert_eq!(
+            written(&Message::new("")),
+            ["mq1", "1789560000000", "payload", ""]
+        );
+        assert!(
+            decode(&entry("0-1", &["mq1", "1", "key", "k"]))
+                .unwrap()
+                .message
+                .is_tombstone()
+        );
+        assert!(
+            !decode(&entry("0-1", &["mq1", "1", "payload", ""]))
+                .unwrap()
+                .message
+                .is_tombstone()
+        );
     }
 
     #[test]
@@ -322,10 +338,19 @@ mod tests {
         assert_eq!(read.message.payload_or_empty(), b"21");
         assert_eq!(read.message.headers().text("temperature"), Some("21"));
         assert_eq!(read.stored_at.as_millis(), 1_789_560_000_000);
-        let id = EntryId { ms: 1_789_560_000_000, seq: 3 };
+        let id = EntryId {
+            ms: 1_789_560_000_000,
+            seq: 3,
+        };
         assert_eq!(EntryId::of_foreign(read.offset), id);
         let several = decode(&entry("5-0", &["a", "1", "payload", "2"])).unwrap();
         assert_eq!(several.message.payload_or_empty(), b"2");
-        assert!(decode(&entry("5-0", &["a", "1", "b", "2"])).unwrap().message.payload_or_empty().is_empty());
+        assert!(
+            decode(&entry("5-0", &["a", "1", "b", "2"]))
+                .unwrap()
+                .message
+                .payload_or_empty()
+                .is_empty()
+        );
     }
 }

@@ -4,14 +4,13 @@
 //! |---|---|
 //! | `mq:{T}:meta` | the topic's description, a register |
 //! | `mq:{T}:groups` | hash of the groups and their modes |
+//! | `mq:{T}:upkeep` | lock of the client that applies retention, for a moment |
 //! | `mq:{T}:g:G` | the log of group G: what its members say |
 //! | `mq:{T:p}` | partition p, a stream with the ids `0-1`, `0-2`, ... |
 //! | `mq:{T:p}:g:G` | how far group G is in partition p, a register |
 //! | `mq:{T:p}:delay` | sorted set of delayed messages by due time |
 
-use std::fmt::Write;
-
-use mq_api::{GroupName, TopicName};
+use mq_api::{GroupName, TopicName, escape::Escaper};
 
 /// Makes keys under one prefix.
 #[derive(Clone, Debug)]
@@ -39,6 +38,10 @@ impl Keys {
         format!("{}:{{{}}}:groups", self.prefix, escape(topic.as_str()))
     }
 
+    pub(crate) fn upkeep(&self, topic: &TopicName) -> String {
+        format!("{}:{{{}}}:upkeep", self.prefix, escape(topic.as_str()))
+    }
+
     pub(crate) fn log(&self, topic: &TopicName, group: &GroupName) -> String {
         format!(
             "{}:{{{}}}:g:{}",
@@ -53,7 +56,11 @@ impl Keys {
     }
 
     pub(crate) fn register(&self, topic: &TopicName, partition: u32, group: &GroupName) -> String {
-        format!("{}:g:{}", self.partition(topic, partition), escape(group.as_str()))
+        format!(
+            "{}:g:{}",
+            self.partition(topic, partition),
+            escape(group.as_str())
+        )
     }
 
     pub(crate) fn delay(&self, topic: &TopicName, partition: u32) -> String {
@@ -61,19 +68,12 @@ impl Keys {
     }
 }
 
-/// Writes a name in letters, digits, `.`, `_` and `-`; every other byte, and `%` itself, as `%` and two hex digits.
-/// Portable names stay as they are, and no two names meet.
+/// Letters, digits, `.`, `_` and `-` stay, every other byte becomes `%` and two hex digits: portable names stay as they
+/// are, and no two names meet. A key may be as long as it likes, so nothing is hashed.
+const ESCAPER: Escaper = Escaper::new("._-", '%', ':', usize::MAX);
+
 fn escape(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-') {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
+    ESCAPER.join(&[name]).into_name()
 }
 
 #[cfg(test)]
@@ -97,7 +97,7 @@ mod tests {
             ("a", "b.c"),
             ("a", "c"),
             ("a:0", "c"),
-            ("a%3A0", "c"),
+            ("a%3a0", "c"),
             ("a", "c:g:d"),
             ("a:g:c", "d"),
             ("a_b", "c"),
@@ -112,7 +112,7 @@ mod tests {
                 keys.register(&t, 1, &g),
             ]);
         }
-        for t in ["a", "a:0", "a%3A0", "a.b", "a}", "meta", "groups"] {
+        for t in ["a", "a:0", "a%3a0", "a.b", "a}", "meta", "groups"] {
             all.extend([
                 keys.meta(&topic(t)),
                 keys.groups(&topic(t)),
@@ -136,6 +136,6 @@ mod tests {
         assert_eq!(keys.partition(&t, 3), "mq:{orders.eu:3}");
         assert_eq!(keys.register(&t, 3, &g), "mq:{orders.eu:3}:g:billing");
         assert_eq!(keys.delay(&t, 3), "mq:{orders.eu:3}:delay");
-        assert_eq!(Keys::new("a b*").meta(&t), "a%20b%2A:{orders.eu}:meta");
+        assert_eq!(Keys::new("a b*").meta(&t), "a%20b%2a:{orders.eu}:meta");
     }
 }

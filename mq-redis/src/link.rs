@@ -8,8 +8,7 @@ use std::{
 
 use mq_api::{Error, ErrorKind, Outcome, Result};
 use redis::{
-    AsyncConnectionConfig, Cmd, Pipeline, ProtocolVersion, RedisConnectionInfo,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Cmd, Pipeline, ProtocolVersion, RedisConnectionInfo, aio::MultiplexedConnection,
 };
 use tokio::{
     sync::{Mutex, watch},

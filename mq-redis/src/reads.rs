@@ -101,6 +101,8 @@ pub(crate) struct SlotSpec {
     pub(crate) token: u64,
     /// The most entries at a time.
     pub(crate) most: usize,
+    /// Whether nothing is read before [`Slot::more`] is called.
+    pub(crate) waits: bool,
     pub(crate) sink: Arc<dyn Sink>,
 }
 
@@ -129,7 +131,7 @@ impl Reads {
                 after: spec.after,
                 token: spec.token,
                 paused: false,
-                full: false,
+                full: spec.waits,
                 most: spec.most.clamp(1, MOST_ENTRIES),
                 guess: FIRST_GUESS,
                 sink: spec.sink,
@@ -315,7 +317,9 @@ async fn read_on(inner: Arc<Inner>) {
             Ok(conn) => match next {
                 Next::Nothing => Ok(()),
                 Next::Wait(plan, wait) => read_once(&inner, conn, plan, wait).await,
-                Next::Catch(plans) => catch_up(&inner, conn, plans).await.map(|found| caught_up = !found),
+                Next::Catch(plans) => catch_up(&inner, conn, plans)
+                    .await
+                    .map(|found| caught_up = !found),
             },
             Err(error) => Err(error),
         };
@@ -388,9 +392,7 @@ async fn wake_when_stale(inner: &Inner, client: i64) {
             Ok(Reply::Int(1)) => std::future::pending().await,
             // It has not begun to block yet.
             Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-            Err(error)
-                if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) =>
-            {
+            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
                 tracing::warn!(%error, "the user may not wake a blocked read: changes take {BLOCK_UNWAKEABLE:?}");
                 inner.lock().unwakeable = true;
                 return;
@@ -486,7 +488,12 @@ fn give(inner: &Arc<Inner>, slots: &[(u64, u64)], entries: Vec<Entry>) {
     for (at, (id, token)) in slots.iter().enumerate() {
         let (sink, after) = {
             let mut state = inner.lock();
-            let Some(slot) = state.slots.get_mut(id).filter(|slot| slot.token == *token) else {
+            // What comes for a stream that was paused meanwhile is read again when it goes on.
+            let Some(slot) = state
+                .slots
+                .get_mut(id)
+                .filter(|slot| slot.token == *token && !slot.paused)
+            else {
                 continue;
             };
             let after = slot.after;
@@ -524,6 +531,8 @@ impl fmt::Debug for Reads {
 
 impl fmt::Debug for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Slot")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }

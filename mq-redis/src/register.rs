@@ -235,7 +235,17 @@ mod tests {
             attempts: vec![(101, 2), (107, 5)],
         };
         let golden = [
-            "mq1", "51f0", "owner", "s1", "ttl", "6000", "next", "100", "acked", "103-105,108", "attempts",
+            "mq1",
+            "51f0",
+            "owner",
+            "s1",
+            "ttl",
+            "6000",
+            "next",
+            "100",
+            "acked",
+            "103-105,108",
+            "attempts",
             "101:2,107:5",
         ];
         let cmd = words(&position.write("k", EntryId { ms: 7, seq: 12 }, false));
@@ -255,7 +265,16 @@ mod tests {
             retention_bytes: Some(5000),
         };
         let golden = [
-            "mq1", "51f0", "name", "orders", "partitions", "4", "retention_ms", "1000", "retention_bytes", "5000",
+            "mq1",
+            "51f0",
+            "name",
+            "orders",
+            "partitions",
+            "4",
+            "retention_ms",
+            "1000",
+            "retention_bytes",
+            "5000",
         ];
         let cmd = words(&meta.write("k", 1));
         assert_eq!(cmd[..5], ["XADD", "k", "MAXLEN", "1", "1-0"]);

@@ -56,12 +56,10 @@ impl Reply {
 
     /// Finds a value in an array of names and values.
     pub(crate) fn field(&self, name: &str) -> Option<&Self> {
-        self.array()
-            .chunks_exact(2)
-            .find_map(|pair| match pair {
-                [key, value] if key.text() == Some(name.as_bytes()) => Some(value),
-                _ => None,
-            })
+        self.array().chunks_exact(2).find_map(|pair| match pair {
+            [key, value] if key.text() == Some(name.as_bytes()) => Some(value),
+            _ => None,
+        })
     }
 }
 
@@ -86,9 +84,11 @@ impl From<Value> for Reply {
             Value::Double(value) => Self::Text(value.to_string().into()),
             Value::Boolean(value) => Self::Int(value.into()),
             Value::BigNumber(digits) => Self::Text(digits.into()),
-            Value::ServerError(error) => {
-                Self::Refused(format!("{} {}", error.code(), error.details().unwrap_or_default()))
-            }
+            Value::ServerError(error) => Self::Refused(format!(
+                "{} {}",
+                error.code(),
+                error.details().unwrap_or_default()
+            )),
             _ => Self::Nil,
         }
     }
@@ -190,10 +190,7 @@ mod tests {
     #[test]
     fn both_protocols_give_the_same_reply() {
         let expected = Reply::Array(vec![text("a"), Reply::Array(vec![text("0-1"), Reply::Nil])]);
-        assert_eq!(
-            parse(b"*2\r\n$1\r\na\r\n*2\r\n$3\r\n0-1\r\n$-1\r\n"),
-            expected
-        );
+        assert_eq!(parse(b"*2\r\n$1\r\na\r\n*2\r\n$3\r\n0-1\r\n$-1\r\n"), expected);
         assert_eq!(parse(b"%1\r\n+a\r\n*2\r\n=7\r\ntxt:0-1\r\n_\r\n"), expected);
         assert_eq!(parse(b":-5\r\n"), Reply::Int(-5));
         assert_eq!(parse(b"#t\r\n"), Reply::Int(1));
@@ -205,7 +202,14 @@ mod tests {
 
     #[test]
     fn what_is_no_reply_is_an_error() {
-        for bytes in [&b""[..], b"\n", b"$5\r\nab\r\n", b"?\r\n", b"*2\r\n:1\r\n", b":x\r\n"] {
+        for bytes in [
+            &b""[..],
+            b"\n",
+            b"$5\r\nab\r\n",
+            b"?\r\n",
+            b"*2\r\n:1\r\n",
+            b":x\r\n",
+        ] {
             assert!(Reply::parse(&Bytes::from_static(bytes)).is_err(), "{bytes:?}");
         }
     }

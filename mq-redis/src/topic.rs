@@ -84,6 +84,22 @@ impl Topic {
     }
 }
 
+/// How the members of a group share a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Partitioned,
+    Shared,
+}
+
+impl Mode {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Partitioned => "partitioned",
+            Self::Shared => "shared",
+        }
+    }
+}
+
 /// What `XINFO STREAM` says about a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
@@ -131,7 +147,10 @@ impl Shared {
         if spec.partitions == 0 || spec.partitions > MAX_PARTITIONS {
             return Err(Error::new(
                 ErrorKind::InvalidPartition,
-                format!("{} partitions: a topic has 1 to {MAX_PARTITIONS}", spec.partitions),
+                format!(
+                    "{} partitions: a topic has 1 to {MAX_PARTITIONS}",
+                    spec.partitions
+                ),
             ));
         }
         if spec.replication.is_some() {
@@ -227,7 +246,8 @@ impl Shared {
             if partitions == meta.partitions {
                 return Ok(());
             }
-            self.make_streams(&conn, topic, meta.partitions..partitions).await?;
+            self.make_streams(&conn, topic, meta.partitions..partitions)
+                .await?;
             meta.partitions = partitions;
             match conn.ask(&meta.write(&key, version + 1)).await? {
                 Reply::Refused(words) if error::is_stale_id(&words) => {}
@@ -264,12 +284,45 @@ impl Shared {
             conn.call_all(&pipe).await?;
         }
         let mut last = redis::cmd("UNLINK");
-        last.arg(self.keys.meta(topic)).arg(self.keys.groups(topic));
+        last.arg(self.keys.meta(topic))
+            .arg(self.keys.groups(topic))
+            .arg(self.keys.upkeep(topic));
         for group in &groups {
             last.arg(self.keys.log(topic, group));
         }
         conn.call(&last).await?;
         Ok(())
+    }
+
+    /// Records in which mode a group runs, or checks it: a group has one.
+    pub(crate) async fn claim_mode(
+        &self,
+        conn: &Conn,
+        topic: &Topic,
+        group: &GroupName,
+        mode: Mode,
+    ) -> Result<()> {
+        let key = self.keys.groups(&topic.name);
+        let mut pipe = redis::pipe();
+        pipe.cmd("HSETNX")
+            .arg(&key)
+            .arg(group.as_str())
+            .arg(format!("mq1 {}", mode.word()));
+        pipe.cmd("HGET").arg(&key).arg(group.as_str());
+        let replies = conn.call_all(&pipe).await?;
+        let stored = replies.last().and_then(Reply::str).unwrap_or_default();
+        match stored.split_once(' ') {
+            Some(("mq1", word)) if word == mode.word() => Ok(()),
+            Some(("mq1", word)) => Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "group {group:?} of topic {:?} runs in {word} mode, {} was asked for",
+                    topic.name,
+                    mode.word()
+                ),
+            )),
+            _ => Err(error::newer_format("the mode of a group", stored)),
+        }
     }
 
     pub(crate) async fn groups(&self, conn: &Conn, topic: &TopicName) -> Result<Vec<GroupName>> {
@@ -426,9 +479,7 @@ impl Shared {
                 if let Some((_, stored)) = register::Position::read(reply)?
                     && Some(&stored.topic_id) == topic.id()
                 {
-                    all.push(
-                        CommittedPosition::new(*partition, stored.next).with_acked_above(stored.acked),
-                    );
+                    all.push(CommittedPosition::new(*partition, stored.next).with_acked_above(stored.acked));
                 }
             }
         }
@@ -438,11 +489,7 @@ impl Shared {
 
 async fn first_from(conn: &Conn, key: &str, from: EntryId) -> Result<Option<Entry>> {
     let mut cmd = redis::cmd("XRANGE");
-    cmd.arg(key)
-        .arg(from.to_string())
-        .arg("+")
-        .arg("COUNT")
-        .arg(1);
+    cmd.arg(key).arg(from.to_string()).arg("+").arg("COUNT").arg(1);
     Ok(Entry::parse_all(conn.call(&cmd).await?)?.pop())
 }
 
