@@ -1,12 +1,35 @@
 //! Offsets of queues and of groups.
 
-use tokio::time::Instant;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
 
 use super::admin::QueueBounds;
 use super::layout::QueueRef;
 use super::session::Session;
-use crate::remoting::codes::response;
-use crate::remoting::{MaxOffset, MinOffset, QueryOffset, RemotingError, SearchOffset, UpdateOffset};
+use crate::remoting::codes::{request as codes, response};
+use crate::remoting::{
+    Effect, MaxOffset, MinOffset, Plain, QueryOffset, RemotingError, SearchOffset, UpdateOffset,
+};
+
+/// The pause between two looks at the counters of a broker.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// The pause where the counters cannot be read: a broker that is not overloaded indexes within a few milliseconds.
+const UNSURE_PAUSE: Duration = Duration::from_millis(100);
+
+/// The counters of a broker, as text.
+#[derive(Deserialize)]
+struct RuntimeInfo {
+    table: BTreeMap<String, String>,
+}
+
+impl RuntimeInfo {
+    fn count(&self, name: &str) -> Option<i64> {
+        self.table.get(name)?.parse().ok()
+    }
+}
 
 impl Session {
     /// Reads the stored offset of a group, or `None` if it has none.
@@ -75,6 +98,9 @@ impl Session {
 
     /// Reads what a queue holds. Brokers answer zeros for an unknown topic.
     ///
+    /// A broker indexes messages a moment after it answers their send, and counts only what is indexed: half of the
+    /// time the next offset lacks the message that was just sent. [`catch_up`](Self::catch_up) before it cures that.
+    ///
     /// # Errors
     ///
     /// What server and connection say.
@@ -110,6 +136,57 @@ impl Session {
             first: least.field::<i64>("offset")?.clamp(0, next),
             next,
         })
+    }
+
+    /// Waits until a broker has indexed all that it had stored when this was called, and tells whether that is sure.
+    ///
+    /// It is not where access control keeps the broker's counters from this client; a short pause has to do then.
+    ///
+    /// # Errors
+    ///
+    /// What server and connection say, and a timeout when the index does not catch up by the deadline.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe; nothing is lost.
+    pub async fn catch_up(&self, broker: &str, deadline: Instant) -> Result<bool, RemotingError> {
+        let began = Instant::now();
+        let mut target = None;
+        loop {
+            let answer = self
+                .ask(broker, &Plain(codes::GET_BROKER_RUNTIME_INFO), &(), deadline)
+                .await;
+            let info: RuntimeInfo = match answer {
+                Ok(answer) => answer.json("broker counters")?,
+                Err(error) if error.refusal() == Some(response::NO_PERMISSION) => {
+                    sleep(UNSURE_PAUSE).await;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            };
+            let (Some(end), Some(behind)) = (
+                info.count("commitLogMaxOffset"),
+                info.count("dispatchBehindBytes"),
+            ) else {
+                sleep(UNSURE_PAUSE).await;
+                return Ok(false);
+            };
+            let target = *target.get_or_insert(end);
+            if behind <= 0 || end - behind >= target {
+                return Ok(true);
+            }
+            if Instant::now() + LOOK_AGAIN >= deadline {
+                let (code, waited) = (codes::GET_BROKER_RUNTIME_INFO, began.elapsed());
+                let effect = Effect::NotSent;
+                return Err(RemotingError::Timeout {
+                    address: broker.into(),
+                    code,
+                    waited,
+                    effect,
+                });
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Finds the offset of the first message stored at or after a time in milliseconds since the epoch, by the

@@ -10,6 +10,8 @@ pub mod request {
     pub const UPDATE_CONSUMER_OFFSET: i32 = 15;
     /// Creates a topic, or overwrites the settings of an existing one.
     pub const UPDATE_AND_CREATE_TOPIC: i32 = 17;
+    /// Reads the counters of a broker.
+    pub const GET_BROKER_RUNTIME_INFO: i32 = 28;
     /// Looks up the offset that belongs to a store time.
     pub const SEARCH_OFFSET_BY_TIMESTAMP: i32 = 29;
     /// Reads the offset that the next message of a queue will get.
