@@ -5,7 +5,7 @@ use std::time::Duration;
 use mq_api::{ClientOptions, Error, ErrorKind, Mq, Result, url::ConnectUrl};
 
 /// Schemes, each with the cargo feature that compiles its driver in. A scheme that is not here has no driver.
-const SCHEMES: &[(&str, &str)] = &[("memory", "memory")];
+const SCHEMES: &[(&str, &str)] = &[("memory", "memory"), ("redis", "redis"), ("rediss", "redis")];
 
 /// Opens a client of the backend that a URL names, with the default options.
 ///
@@ -141,6 +141,12 @@ async fn dispatch(url: &ConnectUrl, client: ClientOptions) -> Result<Mq> {
             let driver = mq_memory::MemoryMq::from_url(url)?;
             Ok(Mq::from_driver_with(driver, client))
         }
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" => {
+            let client = url.apply_to(client)?;
+            let driver = mq_redis::RedisMq::connect(url).await?;
+            Ok(Mq::from_driver_with(driver, client))
+        }
         other => Err(no_driver(other)),
     }
 }
@@ -202,6 +208,7 @@ mod tests {
     async fn a_scheme_that_is_not_compiled_in_names_the_feature_to_turn_on() {
         let compiled = |feature| match feature {
             "memory" => cfg!(feature = "memory"),
+            "redis" => cfg!(feature = "redis"),
             other => panic!("feature {other:?} is not in this list"),
         };
         for (scheme, feature) in SCHEMES {

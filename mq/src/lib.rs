@@ -36,6 +36,7 @@
 //! | scheme | feature | driver |
 //! |---|---|---|
 //! | `memory://`, `memory://name` | `memory` (default) | a broker in this process, private or shared by its name |
+//! | `redis://host:port/database`, `rediss://` | `redis` | Redis Streams |
 //!
 //! The feature `json` adds `Message::json` and `Delivery::json`. A driver that is not among these is opened with
 //! [`Mq::from_driver`].
@@ -45,5 +46,7 @@ mod connect;
 pub use mq_api::*;
 #[cfg(feature = "memory")]
 pub use mq_memory as memory;
+#[cfg(feature = "redis")]
+pub use mq_redis as redis;
 
 pub use self::connect::{ConnectOptions, connect, connect_with};
