@@ -14,7 +14,7 @@ use std::{fmt, sync::Arc};
 
 use tokio::task::coop;
 
-use self::core::{Core, Group, Refused};
+use self::core::{Core, Group, Refused, Taken};
 pub use self::{options::ProducerBuilder, pending::PendingReceipt};
 use crate::{Error, ErrorKind, Message, Outcome, Receipt, Result, TopicName};
 
@@ -84,7 +84,12 @@ impl Producer {
     /// # Cancel safety
     /// Dropped while it waits for room, the message is withdrawn; dropped later, it is sent as if awaited.
     pub async fn produce(&self, message: impl Into<Message>) -> Result<Receipt> {
-        self.enqueue(message).await?.await
+        // A loop of sends that never wait must let others run, as every call of Tokio's own does.
+        coop::consume_budget().await;
+        match self.begin(message.into(), None) {
+            Ok(Taken::Done(Ok(receipt))) => Ok(receipt),
+            begun => self.outcome(begun).await,
+        }
     }
 
     /// Sends a message to a partition that the caller chooses, and waits as [`produce`](Self::produce) does.
@@ -96,7 +101,11 @@ impl Producer {
     /// # Cancel safety
     /// As [`produce`](Self::produce).
     pub async fn produce_to(&self, partition: u32, message: impl Into<Message>) -> Result<Receipt> {
-        self.enqueue_to(partition, message).await?.await
+        coop::consume_budget().await;
+        match self.begin(message.into(), Some(partition)) {
+            Ok(Taken::Done(Ok(receipt))) => Ok(receipt),
+            begun => self.outcome(begun).await,
+        }
     }
 
     /// Sends messages together and waits for all of them; one result each, in order. One that is invalid fails alone.
@@ -119,10 +128,9 @@ impl Producer {
     /// # Cancel safety
     /// Dropped while it waits for room, the message is withdrawn.
     pub async fn enqueue(&self, message: impl Into<Message>) -> Result<PendingReceipt> {
-        // A loop of sends that never wait must let others run, as every call of Tokio's own does.
         coop::consume_budget().await;
-        let group = self.group(message.into()).map_err(operation)?;
-        self.submit(group).await
+        let begun = self.begin(message.into(), None);
+        self.taken(begun).await
     }
 
     /// Puts a message for a partition that the caller chooses into the buffer, as [`enqueue`](Self::enqueue) does.
@@ -134,10 +142,8 @@ impl Producer {
     /// Dropped while it waits for room, the message is withdrawn.
     pub async fn enqueue_to(&self, partition: u32, message: impl Into<Message>) -> Result<PendingReceipt> {
         coop::consume_budget().await;
-        let mut message = message.into();
-        let target = self.core.explicit(partition).map_err(operation)?;
-        self.core.prepare(&mut message).map_err(operation)?;
-        self.submit(Group::of(target, message)).await
+        let begun = self.begin(message.into(), Some(partition));
+        self.taken(begun).await
     }
 
     /// Puts a message into the buffer if there is room now.
@@ -215,26 +221,12 @@ impl Producer {
     #[cfg_attr(not(test), expect(dead_code, reason = "the engine sends its dead letters so"))]
     pub(crate) async fn produce_internal(&self, message: Message) -> Result<Receipt> {
         let target = self.core.target(&message).map_err(operation)?;
-        self.submit(Group::of(target, message)).await?.await
-    }
-
-    fn group(&self, mut message: Message) -> Result<Group> {
-        self.core.prepare(&mut message)?;
-        let target = self.core.target(&message)?;
-        Ok(Group::of(target, message))
-    }
-
-    async fn submit(&self, group: Group) -> Result<PendingReceipt> {
-        let taken = self
-            .core
-            .submit_or_wait(group, &mut None)
-            .await
-            .map_err(operation)?;
-        Ok(PendingReceipt::new(taken))
+        let begun = self.core.submit(Group::of(target, message), None, false);
+        self.outcome(begun).await
     }
 
     fn try_submit(&self, message: Message, one_way: bool) -> Result<PendingReceipt> {
-        let group = self.group(message).map_err(operation)?;
+        let group = self.group(message, None).map_err(operation)?;
         match self.core.submit(group, None, one_way) {
             Ok(taken) => Ok(PendingReceipt::new(taken)),
             Err(Refused::Failed(error)) => Err(operation(error)),
@@ -248,6 +240,51 @@ impl Producer {
                 )
                 .with_outcome(Outcome::NotSent),
             )),
+        }
+    }
+
+    /// Checks a message and finds where it goes.
+    fn group(&self, mut message: Message, partition: Option<u32>) -> Result<Group> {
+        let target = match partition {
+            Some(partition) => Some(self.core.explicit(partition)?),
+            None => None,
+        };
+        self.core.prepare(&mut message)?;
+        let target = match target {
+            Some(target) => target,
+            None => self.core.target(&message)?,
+        };
+        Ok(Group::of(target, message))
+    }
+
+    /// Begins a send without waiting. It is no future of its own, so that the message is moved as little as can be.
+    fn begin(&self, message: Message, partition: Option<u32>) -> Result<Taken, Refused> {
+        let group = self.group(message, partition).map_err(Refused::Failed)?;
+        self.core.submit(group, None, false)
+    }
+
+    async fn outcome(&self, begun: Result<Taken, Refused>) -> Result<Receipt> {
+        match begun {
+            Ok(taken) => PendingReceipt::new(taken).await,
+            Err(refused) => self.when_there_is_room(refused).await?.await,
+        }
+    }
+
+    async fn taken(&self, begun: Result<Taken, Refused>) -> Result<PendingReceipt> {
+        match begun {
+            Ok(taken) => Ok(PendingReceipt::new(taken)),
+            Err(refused) => self.when_there_is_room(refused).await,
+        }
+    }
+
+    /// Waits for room, then begins the send. It is boxed, so that the futures of sends that find room stay small.
+    async fn when_there_is_room(&self, refused: Refused) -> Result<PendingReceipt> {
+        match refused {
+            Refused::Failed(error) => Err(operation(error)),
+            Refused::Full(group) => {
+                let taken = Box::pin(self.core.submit_when_there_is_room(group, &mut None)).await;
+                Ok(PendingReceipt::new(taken.map_err(operation)?))
+            }
         }
     }
 }

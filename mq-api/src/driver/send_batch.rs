@@ -28,13 +28,14 @@ pub struct SendBatch {
     partition: u32,
     messages: SmallVec<[Message; 1]>,
     runs: Runs,
-    timeout: Duration,
     ticket: Ticket,
-    owner: Option<Arc<dyn BatchOwner>>,
 }
 
 /// Who takes a batch back when the driver is done with it.
 pub(crate) trait BatchOwner: Send + Sync {
+    /// Returns how long a send may take from now on, where it has no deadline yet.
+    fn timeout(&self) -> Duration;
+
     /// Tells whether a message that failed so may be sent again.
     fn may_retry(&self, error: &Error) -> bool;
 
@@ -56,8 +57,10 @@ pub(crate) struct Landed<'a> {
 pub(crate) struct Ticket {
     pub(crate) id: u64,
     pub(crate) weight: usize,
-    /// Whether the bytes are counted in the client's budget.
-    pub(crate) charged: bool,
+    /// Whether it is counted in the buffer and the client's budget.
+    pub(crate) counted: bool,
+    /// Whether it has exactly the messages of one set of slots.
+    pub(crate) whole: bool,
 }
 
 /// The parts that a batch consists of; one as a rule.
@@ -90,7 +93,7 @@ impl SendBatch {
         let slots: Vec<Arc<Slots>> = messages
             .iter()
             .map(|_| {
-                let slots = Slots::new(1, false);
+                let slots = Slots::new(1, false, None);
                 slots.deadline_or(|| deadline.into());
                 Arc::new(slots)
             })
@@ -107,38 +110,23 @@ impl SendBatch {
             })
             .collect();
         let waiting = slots.into_iter().map(|slots| SendStatus { slots }).collect();
-        let batch = Self::of(
-            partition,
-            messages.into(),
-            runs,
-            Duration::ZERO,
-            Ticket::default(),
-            None,
-        );
+        let batch = Self::of(partition, messages.into(), runs, Ticket::default());
         (batch, waiting)
     }
 
-    /// Makes a batch that goes back to its owner.
-    pub(crate) fn of(
-        partition: u32,
-        messages: SmallVec<[Message; 1]>,
-        runs: Runs,
-        timeout: Duration,
-        ticket: Ticket,
-        owner: Option<Arc<dyn BatchOwner>>,
-    ) -> Self {
+    /// Makes a batch that goes back to the owner of its slots.
+    pub(crate) fn of(partition: u32, messages: SmallVec<[Message; 1]>, runs: Runs, ticket: Ticket) -> Self {
         Self {
             partition,
             messages,
             runs,
-            timeout,
             ticket,
-            owner,
         }
     }
 
     /// Returns the partition.
     #[must_use]
+    #[inline]
     pub fn partition(&self) -> u32 {
         self.partition
     }
@@ -146,10 +134,10 @@ impl SendBatch {
     /// Returns when the last of the messages is given up.
     #[must_use]
     pub fn deadline(&self) -> Instant {
-        let timeout = self.timeout;
+        let timeout = || self.owner().map_or(Duration::ZERO, |owner| owner.timeout());
         self.runs
             .iter()
-            .map(|run| run.slots.deadline_or(|| tokio::time::Instant::now() + timeout))
+            .map(|run| run.slots.deadline_or(|| tokio::time::Instant::now() + timeout()))
             .max()
             .unwrap_or_else(tokio::time::Instant::now)
             .into_std()
@@ -157,8 +145,12 @@ impl SendBatch {
 
     /// Counts the messages, also those that were taken.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
-        self.runs.iter().map(|run| run.len as usize).sum()
+        match self.runs.as_slice() {
+            [run] => run.len as usize,
+            runs => runs.iter().map(|run| run.len as usize).sum(),
+        }
     }
 
     /// Tells whether there are none.
@@ -169,11 +161,13 @@ impl SendBatch {
 
     /// Returns the messages in order; empty after [`take_messages`](Self::take_messages).
     #[must_use]
+    #[inline]
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
     /// Moves the messages out, for a driver that cannot fail any more. They can then not be sent again.
+    #[inline]
     pub fn take_messages(&mut self) -> impl ExactSizeIterator<Item = Message> + use<> {
         std::mem::take(&mut self.messages).into_iter()
     }
@@ -181,7 +175,14 @@ impl SendBatch {
     /// Says that messages are about to leave this process: from here on a deadline that passes means
     /// [`Outcome::Unknown`](crate::Outcome::Unknown). Returns `false` where some of them have been given up before; ask
     /// [`begin_one`](Self::begin_one) which, and skip those.
+    #[inline]
     pub fn begin_io(&self, range: Range<usize>) -> bool {
+        if let Some(run) = self.only_run()
+            && range.start == 0
+            && range.end >= run.len as usize
+        {
+            return run.slots.begin(run.range());
+        }
         self.parts(range)
             .fold(true, |all, (run, slots, _)| run.slots.begin(slots) && all)
     }
@@ -199,7 +200,12 @@ impl SendBatch {
     }
 
     /// Settles every message as stored, at dense offsets from `first` on where the backend tells.
+    #[inline]
     pub fn complete_all(&self, first: Option<Offset>) {
+        if let Some(run) = self.only_run() {
+            run.slots.store(run.range(), self.partition, first);
+            return;
+        }
         for (run, slots, at) in self.parts(0..usize::MAX) {
             let offset = first.map(|first| first + at as u64);
             run.slots.store(slots, self.partition, offset);
@@ -208,8 +214,7 @@ impl SendBatch {
 
     /// Settles messages as failed. Where the error says `NotSent` and retryable, the portable layer may send them again.
     pub fn fail(&self, range: Range<usize>, error: &Error) {
-        let retry =
-            !self.messages.is_empty() && self.owner.as_ref().is_some_and(|owner| owner.may_retry(error));
+        let retry = self.may_retry(error);
         let mut wakes = Wakes::new();
         for (run, slots, _) in self.parts(range) {
             run.slots.fail(slots, error, retry, &mut wakes);
@@ -220,6 +225,23 @@ impl SendBatch {
     /// Settles every message as failed.
     pub fn fail_all(&self, error: &Error) {
         self.fail(0..usize::MAX, error);
+    }
+
+    /// Returns the run where there is no other, as a rule.
+    #[inline]
+    fn only_run(&self) -> Option<&Run> {
+        match self.runs.as_slice() {
+            [run] => Some(run),
+            _ => None,
+        }
+    }
+
+    fn owner(&self) -> Option<&Arc<dyn BatchOwner>> {
+        self.runs.first()?.slots.owner()
+    }
+
+    fn may_retry(&self, error: &Error) -> bool {
+        !self.messages.is_empty() && self.owner().is_some_and(|owner| owner.may_retry(error))
     }
 
     /// Goes through the runs that a range touches: the run, the slots of it, and where in the batch they begin.
@@ -240,19 +262,20 @@ impl SendBatch {
 
 impl Drop for SendBatch {
     fn drop(&mut self) {
-        let owner = self.owner.take();
-        let can_retry = !self.messages.is_empty();
-        let may_retry =
-            |error: &Error| can_retry && owner.as_ref().is_some_and(|owner| owner.may_retry(error));
-        for run in &self.runs {
-            run.slots.abandon(run.range(), self.partition, may_retry);
+        if self.ticket.whole && self.runs.first().is_some_and(|run| run.slots.land()) {
+            return;
         }
-        if let Some(owner) = &owner {
+        for run in &self.runs {
+            run.slots
+                .abandon(run.range(), self.partition, |error| self.may_retry(error));
+        }
+        let messages = std::mem::take(&mut self.messages);
+        if let Some(owner) = self.owner() {
             owner.landed(Landed {
                 partition: self.partition,
                 ticket: self.ticket,
                 runs: &self.runs,
-                messages: std::mem::take(&mut self.messages),
+                messages,
             });
         }
     }

@@ -12,6 +12,7 @@ use std::{
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::BatchOwner;
 use crate::{Error, ErrorKind, Offset, Outcome, Receipt, Result};
 
 /// Holds the results of one message, or of several that one call waits for together.
@@ -26,6 +27,8 @@ pub(crate) struct Slots {
     len: u32,
     /// Nobody waits; failures are counted.
     one_way: bool,
+    /// Kept here rather than in each batch: recycled slots then cost no counting of references.
+    owner: Option<Arc<dyn BatchOwner>>,
     deadline: OnceLock<Instant>,
     detail: Mutex<Detail>,
 }
@@ -38,6 +41,10 @@ const APART: u32 = 3;
 const PHASE: u32 = 3;
 /// Someone waits in [`Detail::waker`].
 const WAKER: u32 = 4;
+/// The driver has dropped the batch before its sender looked: the sender takes it back, under a lock it needs anyway.
+const LANDED: u32 = 8;
+/// The sender has looked: who drops the batch gives it back.
+const RETURNED: u32 = 16;
 
 /// Stands for "the backend told no offset"; no partition gets that far.
 const NO_OFFSET: u64 = u64::MAX;
@@ -74,13 +81,14 @@ pub(crate) struct Tally {
 }
 
 impl Slots {
-    pub(crate) fn new(len: u32, one_way: bool) -> Self {
+    pub(crate) fn new(len: u32, one_way: bool, owner: Option<Arc<dyn BatchOwner>>) -> Self {
         Self {
             phase: AtomicU32::new(WAITING),
             partition: AtomicU32::new(0),
             offset: AtomicU64::new(NO_OFFSET),
             len,
             one_way,
+            owner,
             deadline: OnceLock::new(),
             detail: Mutex::new(Detail {
                 slots: SmallVec::new(),
@@ -92,13 +100,35 @@ impl Slots {
     }
 
     /// Makes slots of one message new again, where nothing but the fast path has touched them; else `false`.
+    #[inline]
     pub(crate) fn recycle(&mut self) -> bool {
-        let clean = self.len == 1 && !self.one_way && *self.phase.get_mut() == STORED;
+        let phase = self.phase.get_mut();
+        let clean = self.len == 1 && !self.one_way && *phase & (PHASE | WAKER) == STORED;
         if clean {
-            *self.phase.get_mut() = WAITING;
+            *phase = WAITING;
             self.deadline = OnceLock::new();
         }
         clean
+    }
+
+    pub(crate) fn owner(&self) -> Option<&Arc<dyn BatchOwner>> {
+        self.owner.as_ref()
+    }
+
+    /// Tells that the driver has dropped a batch of exactly these slots. `true` where all of them are stored and the
+    /// sender, still within `send`, takes the batch back itself.
+    #[inline]
+    pub(crate) fn land(&self) -> bool {
+        self.phase.load(Ordering::Acquire) & PHASE == STORED
+            && self.phase.fetch_or(LANDED, Ordering::AcqRel) & RETURNED == 0
+    }
+
+    /// Tells that the sender is back from `send` with a batch of exactly these slots. `true` where it has landed so that
+    /// the sender takes it back.
+    #[inline]
+    pub(crate) fn has_landed(&self) -> bool {
+        self.phase.load(Ordering::Acquire) & LANDED != 0
+            || self.phase.fetch_or(RETURNED, Ordering::AcqRel) & LANDED != 0
     }
 
     pub(crate) fn is_one_way(&self) -> bool {
@@ -116,6 +146,7 @@ impl Slots {
     }
 
     /// Marks slots as about to leave the process; `false` where one of them is settled already.
+    #[inline]
     pub(crate) fn begin(&self, range: Range<u32>) -> bool {
         if self.is_whole(&range) {
             let mut phase = self.phase.load(Ordering::Acquire);
@@ -134,6 +165,10 @@ impl Slots {
                 }
             }
         }
+        self.begin_apart(range)
+    }
+
+    fn begin_apart(&self, range: Range<u32>) -> bool {
         let Some(mut detail) = self.apart() else {
             return false;
         };
@@ -149,6 +184,7 @@ impl Slots {
     }
 
     /// Settles slots as stored, at dense offsets.
+    #[inline]
     pub(crate) fn store(&self, range: Range<u32>, partition: u32, first: Option<Offset>) {
         if self.is_whole(&range) {
             let mut phase = self.phase.load(Ordering::Acquire);
@@ -159,13 +195,10 @@ impl Slots {
             }
             loop {
                 match phase & PHASE {
-                    WAITING | BEGUN => match self.change(phase, STORED) {
+                    WAITING | BEGUN => match self.change(phase, STORED | (phase & RETURNED)) {
                         Ok(()) => {
                             if phase & WAKER != 0 {
-                                let waker = self.lock().waker.take();
-                                if let Some(waker) = waker {
-                                    waker.wake();
-                                }
+                                self.wake();
                             }
                             return;
                         }
@@ -176,6 +209,10 @@ impl Slots {
                 }
             }
         }
+        self.store_apart(range, partition, first);
+    }
+
+    fn store_apart(&self, range: Range<u32>, partition: u32, first: Option<Offset>) {
         let start = range.start;
         let mut wakes = Wakes::new();
         if let Some(mut detail) = self.apart() {
@@ -303,6 +340,7 @@ impl Slots {
     }
 
     /// Tells whether every slot is settled for good.
+    #[inline]
     pub(crate) fn is_done(&self) -> bool {
         match self.phase.load(Ordering::Acquire) & PHASE {
             STORED => true,
@@ -376,6 +414,7 @@ impl Slots {
     }
 
     /// Returns the result of a slot that is settled.
+    #[inline]
     pub(crate) fn result(&self, slot: u32) -> Result<Receipt> {
         match self.phase.load(Ordering::Acquire) & PHASE {
             STORED => {
@@ -388,6 +427,13 @@ impl Slots {
                 Some(Slot::GivenUp(error)) => Err(error.clone()),
                 _ => Err(Error::new(ErrorKind::Other, "the message is not settled yet")),
             },
+        }
+    }
+
+    fn wake(&self) {
+        let waker = self.lock().waker.take();
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
@@ -416,7 +462,7 @@ impl Slots {
                 STORED => return None,
                 _ => return Some(detail),
             };
-            match self.change(phase, APART) {
+            match self.change(phase, APART | (phase & RETURNED)) {
                 Ok(()) => {
                     detail.slots.clear();
                     detail.slots.extend((0..self.len).map(|_| slot()));
@@ -477,6 +523,10 @@ impl Wakes {
 
     pub(crate) fn extend(&mut self, waker: Option<Waker>) {
         self.0.extend(waker);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn wake_all(self) {

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use smallvec::{SmallVec, smallvec};
@@ -18,7 +19,7 @@ use super::{
     ProducerStatus,
     admit::{Admission, Permit, Waiter},
     effects::Effects,
-    lane::{Entry, Sealed},
+    lane::{Entry, Lane, Sealed},
     options::Options,
     state::{Life, State},
 };
@@ -219,87 +220,113 @@ impl Core {
             drop(guard);
             return Err(Refused::Failed(error));
         }
-        match permit {
-            Some(permit) => permit.used(),
-            None if state.has_room(count, group.weight, &self.options, &self.client.budget) => {
-                state.reserve(count, group.weight);
-            }
-            None => return Err(Refused::Full(group)),
+        // What goes straight to the driver is counted only if it is still under way when `send` returns.
+        let reserved = permit.is_some();
+        if let Some(permit) = permit {
+            permit.used();
+        } else if !state.has_room(count, group.weight, &self.options, &self.client.budget) {
+            return Err(Refused::Full(group));
         }
         let (partition, movable) = match group.target {
             Target::Partition(partition) => (partition, false),
             Target::Chosen(partition) => (partition, true),
             Target::Any => (state.stick(1).0, true),
         };
-        let id = state.next_batch();
         let seq = state.next_seq(count as u64);
+        let fits =
+            count == 1 || (count <= self.window.batch_messages && group.weight <= self.window.batch_bytes);
         let pooled = if count == 1 && !one_way {
             state.take_slots()
         } else {
             None
         };
         // A group is far smaller than its numbers reach.
-        let slots = pooled.unwrap_or_else(|| Arc::new(Slots::new(count as u32, one_way)));
+        let slots = pooled.unwrap_or_else(|| {
+            let owner = Arc::clone(self) as Arc<dyn BatchOwner>;
+            Arc::new(Slots::new(count as u32, one_way, Some(owner)))
+        });
         if let Some(deadline) = deadline {
             slots.deadline_or(|| deadline);
         }
-        let fits =
-            count == 1 || (count <= self.window.batch_messages && group.weight <= self.window.batch_bytes);
+        let run = Run {
+            slots,
+            first: 0,
+            len: count as u32,
+            seq,
+            movable,
+        };
+        if reserved {
+            self.client.budget.take(group.weight);
+        }
         let Some(lane) = state.lanes.get_mut(partition as usize) else {
+            // Lanes are added before the count is, and never removed.
             drop(guard);
-            self.give_room_back(count, group.weight);
             let error = invalid_partition(&self.topic, partition, self.partitions());
             return Err(Refused::Failed(error));
         };
         if fits && lane.is_idle(&self.window) {
-            lane.begin_send(id, seq, seq + count as u64);
-            state.in_flight += count;
+            let id = lane.begin_send(seq, seq + count as u64);
             state.unstick(partition);
-            drop(guard);
-            let run = Run {
-                slots,
-                first: 0,
-                len: count as u32,
-                seq,
-                movable,
+            let ticket = Ticket {
+                id,
+                weight: group.weight,
+                counted: reserved,
+                whole: true,
             };
-            return Ok(self.send_at_once(partition, id, run, group));
+            if reserved {
+                state.in_flight += count;
+            }
+            drop(guard);
+            return Ok(self.send_at_once(partition, ticket, run, group.messages));
         }
-        let until = slots.deadline_or(|| Instant::now() + self.options.timeout);
-        self.client.budget.take(group.weight);
-        for (slot, message) in group.messages.into_iter().enumerate() {
-            let weight = message.weight();
-            lane.push(Entry {
-                message,
-                slots: Arc::clone(&slots),
-                slot: slot as u32,
-                seq: seq + slot as u64,
-                movable,
-                weight,
-            });
+        if !reserved {
+            state.reserve(count, group.weight);
+            self.client.budget.take(group.weight);
         }
-        let now = lane.can_send(&self.window);
+        self.gather(guard, partition, &run, group.messages);
+        Ok(Taken::Waiting(run.slots))
+    }
+
+    /// Puts messages into their lane, and sends what can be sent.
+    fn gather(
+        self: &Arc<Self>,
+        mut guard: MutexGuard<'_, State>,
+        partition: u32,
+        run: &Run,
+        messages: SmallVec<[Message; 1]>,
+    ) {
         let mut fx = Effects::default();
+        let state = &mut *guard;
+        let until = run.slots.deadline_or(|| Instant::now() + self.options.timeout);
+        let mut now = false;
+        if let Some(lane) = state.lanes.get_mut(partition as usize) {
+            for (slot, message) in messages.into_iter().enumerate() {
+                let weight = message.weight();
+                lane.push(Entry {
+                    message,
+                    slots: Arc::clone(&run.slots),
+                    slot: slot as u32,
+                    seq: run.seq + slot as u64,
+                    movable: run.movable,
+                    weight,
+                });
+            }
+            now = lane.can_send(&self.window);
+        }
         state.arm(Some(until), &mut fx);
         drop(guard);
-        self.finish(fx);
+        self.finish(&mut fx);
         if now {
             self.pump(partition);
         }
-        Ok(Taken::Waiting(slots))
     }
 
-    /// Takes messages; where there is no room, waits for it, to the deadline of the send.
-    pub(super) async fn submit_or_wait(
+    /// Waits for room, to the deadline of the send, and takes messages then.
+    pub(super) async fn submit_when_there_is_room(
         self: &Arc<Self>,
         group: Group,
         deadline: &mut Option<Instant>,
     ) -> Result<Taken> {
-        let group = match self.submit(group, None, false) {
-            Ok(taken) => return Ok(taken),
-            Err(Refused::Failed(error)) => return Err(error),
-            Err(Refused::Full(group)) => group,
-        };
         let until = *deadline.get_or_insert_with(|| Instant::now() + self.options.timeout);
         let permit = Admission::new(self, group.messages.len(), group.weight, until).await?;
         match self.submit(group, Some(permit), false) {
@@ -309,42 +336,126 @@ impl Core {
         }
     }
 
-    /// The fast path: these messages are a batch by themselves, and go to the driver in the caller's thread.
-    fn send_at_once(self: &Arc<Self>, partition: u32, id: u64, run: Run, group: Group) -> Taken {
-        let weight = group.weight;
-        let ticket = Ticket {
-            id,
-            weight,
-            charged: false,
-        };
-        self.driver.send(SendBatch::of(
-            partition,
-            group.messages,
-            smallvec![run.clone()],
-            self.options.timeout,
-            ticket,
-            Some(Arc::clone(self) as Arc<dyn BatchOwner>),
-        ));
+    /// The fast path: these messages are a batch by themselves, and go to the driver in the caller's thread. Where the
+    /// driver settles within `send`, as memory does, all it costs here is the lock twice and one recycled set of slots.
+    fn send_at_once(
+        self: &Arc<Self>,
+        partition: u32,
+        ticket: Ticket,
+        run: Run,
+        messages: SmallVec<[Message; 1]>,
+    ) -> Taken {
+        self.driver
+            .send(SendBatch::of(partition, messages, smallvec![run.clone()], ticket));
         let done = run.slots.is_done();
         let taken = if done && run.len == 1 {
             Taken::Done(run.slots.result(0))
         } else {
             Taken::Waiting(Arc::clone(&run.slots))
         };
-        if self.after_send(partition, id, smallvec![run], weight, done) {
+        if !done {
+            // Not before it is known that the send is not over at once: reading the clock costs as much as a lock.
+            run.slots.deadline_or(|| Instant::now() + self.options.timeout);
+        }
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let mut fx = Effects::default();
+        let mut more = false;
+        if let Some(lane) = state.lanes.get_mut(partition as usize) {
+            if !lane.end_send() {
+                // It has landed with a failure: perhaps it is to be sent again.
+                state.resolve(partition, &self.options, &self.window, &mut fx);
+                state.settle(&mut fx, &self.options, &self.client.budget);
+            } else if run.slots.has_landed() {
+                let (count, weight) = (run.len as usize, ticket.weight);
+                lane.land_stored(run.seq + u64::from(run.len));
+                state.counters.sent += u64::from(run.len);
+                if ticket.counted {
+                    state.in_flight = state.in_flight.saturating_sub(count);
+                    fx.released = (count, weight);
+                    fx.budget = weight;
+                }
+                if ticket.counted || state.is_waited_for() {
+                    state.settle(&mut fx, &self.options, &self.client.budget);
+                }
+                state.put_slots(run.slots);
+            } else {
+                let next = run.slots.deadline();
+                if !ticket.counted {
+                    state.buffered_messages += run.len as usize;
+                    state.buffered_bytes += ticket.weight;
+                    state.in_flight += run.len as usize;
+                    self.client.budget.take(ticket.weight);
+                }
+                lane.add_flight(ticket.id, smallvec![run]);
+                state.arm(next, &mut fx);
+            }
+            more = state
+                .lanes
+                .get(partition as usize)
+                .is_some_and(|lane| lane.can_send(&self.window));
+        }
+        drop(guard);
+        self.finish(&mut fx);
+        if more {
             self.pump(partition);
         }
         taken
     }
 
-    /// Takes note that `send` has returned. `true` where more has gathered that can be sent now.
-    fn after_send(&self, partition: u32, id: u64, runs: Runs, charge: usize, done: bool) -> bool {
-        if !done {
-            // Read here, so that a send which is over at once never reads the clock.
-            for run in &runs {
-                run.slots.deadline_or(|| Instant::now() + self.options.timeout);
+    /// Sends what has gathered in a lane, batch by batch, as far as the window goes.
+    pub(super) fn pump(self: &Arc<Self>, partition: u32) {
+        for _ in 0..ROUNDS {
+            let mut fx = Effects::default();
+            let sealed = self.seal(partition, &mut fx);
+            self.finish(&mut fx);
+            let Some((id, sealed)) = sealed else {
+                return;
+            };
+            let runs = sealed.runs.clone();
+            let ticket = Ticket {
+                id,
+                weight: sealed.weight,
+                counted: true,
+                whole: false,
+            };
+            self.driver
+                .send(SendBatch::of(partition, sealed.messages, sealed.runs, ticket));
+            if !self.after_pump(partition, id, runs) {
+                return;
             }
         }
+        let mut fx = Effects::default();
+        self.lock().list(partition, &self.window, &mut fx);
+        self.finish(&mut fx);
+    }
+
+    fn seal(&self, partition: u32, fx: &mut Effects) -> Option<(u64, Sealed)> {
+        let now = Instant::now();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let lane = state.lanes.get_mut(partition as usize)?;
+        let mut sealed = None;
+        if lane.can_send(&self.window) {
+            sealed = lane
+                .seal(&self.window, now, self.options.timeout, fx)
+                .map(|sealed| {
+                    let first = sealed.runs.first().map_or(0, |run| run.seq);
+                    let last = sealed.runs.last();
+                    let end = last.map_or(first, |run| run.seq + u64::from(run.len));
+                    (lane.begin_send(first, end), sealed)
+                });
+            if let Some((_, sealed)) = &sealed {
+                state.in_flight += sealed.messages.len();
+            }
+            state.unstick(partition);
+        }
+        state.settle(fx, &self.options, &self.client.budget);
+        sealed
+    }
+
+    /// Takes note that `send` has returned. `true` where more has gathered that can be sent now.
+    fn after_pump(&self, partition: u32, id: u64, runs: Runs) -> bool {
         let mut fx = Effects::default();
         let mut guard = self.lock();
         let state = &mut *guard;
@@ -354,85 +465,26 @@ impl Core {
         if lane.end_send() {
             lane.add_flight(id, runs);
             let next = lane.next_time();
-            self.client.budget.take(charge);
             state.arm(next, &mut fx);
         } else {
-            if !done {
-                state.resolve(partition, &self.options, &self.window, &mut fx);
-                state.settle(&mut fx, &self.options, &self.client.budget);
-            }
-            for run in runs {
-                state.put_slots(run.slots);
-            }
+            state.resolve(partition, &self.options, &self.window, &mut fx);
+            state.settle(&mut fx, &self.options, &self.client.budget);
         }
         let more = state
             .lanes
             .get(partition as usize)
             .is_some_and(|lane| lane.can_send(&self.window));
         drop(guard);
-        self.finish(fx);
+        self.finish(&mut fx);
         more
     }
 
-    /// Sends what has gathered in a lane, batch by batch, as far as the window goes.
-    pub(super) fn pump(self: &Arc<Self>, partition: u32) {
-        for _ in 0..ROUNDS {
-            let now = Instant::now();
-            let mut fx = Effects::default();
-            let sealed = self.seal(partition, now, &mut fx);
-            self.finish(fx);
-            let Some((id, sealed)) = sealed else {
-                return;
-            };
-            let runs = sealed.runs.clone();
-            let ticket = Ticket {
-                id,
-                weight: sealed.weight,
-                charged: true,
-            };
-            self.driver.send(SendBatch::of(
-                partition,
-                sealed.messages,
-                sealed.runs,
-                self.options.timeout,
-                ticket,
-                Some(Arc::clone(self) as Arc<dyn BatchOwner>),
-            ));
-            let done = runs.iter().all(|run| run.slots.is_done());
-            if !self.after_send(partition, id, runs, 0, done) {
-                return;
-            }
-        }
-        let mut fx = Effects::default();
-        self.lock().list(partition, &self.window, &mut fx);
-        self.finish(fx);
-    }
-
-    fn seal(&self, partition: u32, now: Instant, fx: &mut Effects) -> Option<(u64, Sealed)> {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let id = state.next_batch();
-        let lane = state.lanes.get_mut(partition as usize)?;
-        let mut sealed = None;
-        if lane.can_send(&self.window) {
-            sealed = lane.seal(&self.window, now, self.options.timeout, fx);
-            if let Some(sealed) = &sealed {
-                let first = sealed.runs.first().map_or(0, |run| run.seq);
-                let end = sealed
-                    .runs
-                    .last()
-                    .map_or(first, |run| run.seq + u64::from(run.len));
-                lane.begin_send(id, first, end);
-                state.in_flight += sealed.messages.len();
-            }
-            state.unstick(partition);
-        }
-        state.settle(fx, &self.options, &self.client.budget);
-        sealed.map(|sealed| (id, sealed))
-    }
-
     /// Does what a change under the lock has led to; the lock is open.
-    pub(super) fn finish(&self, fx: Effects) {
+    pub(super) fn finish(&self, fx: &mut Effects) {
+        if fx.is_empty() {
+            return;
+        }
+        let fx = std::mem::take(fx);
         if fx.budget > 0 {
             self.client.budget.give(fx.budget);
         }
@@ -459,7 +511,7 @@ impl Core {
                 Err(error) => fx.wakes.extend(waiter.answer(Err(error))),
             }
         }
-        self.finish(fx);
+        self.finish(&mut fx);
     }
 
     /// Takes a waiter out of the row. `true` where it had been given room meanwhile.
@@ -471,7 +523,7 @@ impl Core {
             state.settle(&mut fx, &self.options, &self.client.budget);
             waiter.was_granted()
         };
-        self.finish(fx);
+        self.finish(&mut fx);
         granted
     }
 
@@ -481,7 +533,7 @@ impl Core {
             ..Effects::default()
         };
         self.lock().settle(&mut fx, &self.options, &self.client.budget);
-        self.finish(fx);
+        self.finish(&mut fx);
     }
 
     /// Looks again whether somebody can be admitted.
@@ -519,7 +571,7 @@ impl Core {
             }
             state.turn_away(&Error::closed("producer"), &mut fx);
         }
-        self.finish(fx);
+        self.finish(&mut fx);
         self.notify.notify_one();
     }
 
@@ -539,7 +591,7 @@ impl Core {
             state.settle(&mut fx, &self.options, &self.client.budget);
             left
         };
-        self.finish(fx);
+        self.finish(&mut fx);
         left
     }
 
@@ -571,6 +623,10 @@ impl Core {
 }
 
 impl BatchOwner for Core {
+    fn timeout(&self) -> Duration {
+        self.options.timeout
+    }
+
     fn may_retry(&self, error: &Error) -> bool {
         error.is_retryable() && (error.outcome() == Outcome::NotSent || self.options.resend_unknown)
     }
@@ -581,11 +637,11 @@ impl BatchOwner for Core {
         {
             let mut guard = self.lock();
             let state = &mut *guard;
-            let closing = state.life == Life::Over;
+            let over = state.life == Life::Over;
             let Some(lane) = state.lanes.get_mut(batch.partition as usize) else {
                 return;
             };
-            let charged = lane.land(batch.ticket.id) || batch.ticket.charged;
+            let counted = lane.land(batch.ticket.id) || batch.ticket.counted;
             let (mut count, mut stored, mut kept, mut kept_bytes) = (0, 0, 0, 0);
             for run in batch.runs {
                 let tally = run.slots.tally(run.range());
@@ -615,26 +671,28 @@ impl BatchOwner for Core {
                 count += run.len as usize;
             }
             lane.note(stored > 0, kept > 0);
-            state.in_flight = state.in_flight.saturating_sub(count);
+            if over {
+                lane.abandon(|outcome| Error::closed("producer").with_outcome(outcome), &mut fx);
+            }
             state.counters.sent += stored;
             state.counters.retried += kept as u64;
-            fx.released = (count - kept, batch.ticket.weight.saturating_sub(kept_bytes));
-            if charged {
-                fx.budget += fx.released.1;
+            if counted {
+                let released = batch.ticket.weight.saturating_sub(kept_bytes);
+                state.in_flight = state.in_flight.saturating_sub(count);
+                fx.released.0 += count - kept;
+                fx.released.1 += released;
+                fx.budget += released;
             } else if kept > 0 {
+                state.reserve(kept, kept_bytes);
                 self.client.budget.take(kept_bytes);
             }
-            if closing {
-                if let Some(lane) = state.lanes.get_mut(batch.partition as usize) {
-                    lane.abandon(|outcome| Error::closed("producer").with_outcome(outcome), &mut fx);
-                }
-            } else {
+            if kept > 0 || lane_waits(state, batch.partition) {
                 state.resolve(batch.partition, &self.options, &self.window, &mut fx);
             }
             state.settle(&mut fx, &self.options, &self.client.budget);
             state.list(batch.partition, &self.window, &mut fx);
         }
-        self.finish(fx);
+        self.finish(&mut fx);
         if let Some(error) = failed {
             tracing::debug!(
                 messaging.destination.name = %self.topic,
@@ -645,6 +703,11 @@ impl BatchOwner for Core {
             );
         }
     }
+}
+
+/// Tells whether a lane has failed messages that wait for a decision.
+fn lane_waits(state: &State, partition: u32) -> bool {
+    state.lanes.get(partition as usize).is_some_and(Lane::has_aside)
 }
 
 impl Child for Core {

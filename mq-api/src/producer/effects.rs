@@ -26,6 +26,11 @@ pub(super) struct Effects {
 }
 
 impl Effects {
+    /// Tells whether nothing is left to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.budget == 0 && !self.notify && self.flushed.is_empty() && self.wakes.is_empty()
+    }
+
     /// Takes note that a message which waited has left the buffer.
     pub(super) fn release(&mut self, weight: usize) {
         self.released.0 += 1;

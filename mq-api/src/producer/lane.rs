@@ -32,6 +32,7 @@ pub(super) struct Lane {
     settled_to: u64,
     /// Batches that failed in a row, for the back-off.
     failures: u32,
+    next_batch: u64,
     /// When to go on after a failure.
     not_before: Option<Instant>,
     /// Whether the lane stands in the list of those that the task looks after.
@@ -108,8 +109,10 @@ impl Lane {
         Ok(())
     }
 
-    /// Begins to hand messages to the driver, by this thread alone.
-    pub(super) fn begin_send(&mut self, id: u64, first: u64, end: u64) {
+    /// Begins to hand messages to the driver, by this thread alone, and numbers the batch.
+    pub(super) fn begin_send(&mut self, first: u64, end: u64) -> u64 {
+        let id = self.next_batch;
+        self.next_batch += 1;
         self.sending = Some(Sending {
             id,
             first,
@@ -117,6 +120,7 @@ impl Lane {
         });
         self.in_hand += 1;
         self.sent_to = self.sent_to.max(end);
+        id
     }
 
     /// Ends the handing over. `true` where the batch has not landed yet: it is a flight then.
@@ -141,6 +145,18 @@ impl Lane {
         }
         let at = self.flights.iter().position(|flight| flight.id == id);
         at.map(|at| self.flights.remove(at)).is_some()
+    }
+
+    /// Takes note that the batch which was just handed over is stored and gone, up to a place.
+    pub(super) fn land_stored(&mut self, end: u64) {
+        self.in_hand = self.in_hand.saturating_sub(1);
+        self.settled_to = self.settled_to.max(end);
+        self.failures = 0;
+    }
+
+    /// Tells whether failed messages wait for a decision.
+    pub(super) fn has_aside(&self) -> bool {
+        !self.aside.is_empty()
     }
 
     /// Takes note that a message has settled as stored or unknown.

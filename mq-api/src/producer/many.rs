@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use tokio::task::coop;
 
 use super::{
-    core::{Core, Group, Taken, Target},
+    core::{Core, Group, Refused, Taken, Target},
     pending::wait,
 };
 use crate::{Error, Message, Receipt, Result};
@@ -39,7 +39,11 @@ pub(super) async fn produce_all(
     while messages.peek().is_some() {
         coop::consume_budget().await;
         for gathering in gather(core, &mut messages, &mut places, parts.len()) {
-            parts.push(core.submit_or_wait(gathering.group, &mut deadline).await);
+            parts.push(match core.submit(gathering.group, None, false) {
+                Ok(taken) => Ok(taken),
+                Err(Refused::Failed(error)) => Err(error),
+                Err(Refused::Full(group)) => core.submit_when_there_is_room(group, &mut deadline).await,
+            });
         }
     }
     for part in &parts {

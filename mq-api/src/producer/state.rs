@@ -28,7 +28,6 @@ pub(super) struct State {
     pub(super) lanes: Vec<Lane>,
     sticky: Sticky,
     next_seq: u64,
-    next_batch: u64,
     pool: Vec<Arc<Slots>>,
     /// Messages that were admitted and that the driver has not dropped.
     pub(super) buffered_messages: usize,
@@ -117,11 +116,6 @@ impl State {
         self.buffered_bytes += weight;
     }
 
-    pub(super) fn next_batch(&mut self) -> u64 {
-        self.next_batch += 1;
-        self.next_batch
-    }
-
     /// Gives messages their places in the order of the producer.
     pub(super) fn next_seq(&mut self, count: u64) -> u64 {
         let first = self.next_seq;
@@ -143,7 +137,8 @@ impl State {
     /// Moves on to the next partition that is not failing, once a batch of the present one is sealed.
     pub(super) fn unstick(&mut self, sealed: u32) {
         let count = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
-        if sealed != self.sticky.partition || count == 0 {
+        if sealed != self.sticky.partition || count < 2 {
+            self.sticky.used %= STICKY;
             return;
         }
         let healthy = (1..=count)
@@ -163,6 +158,7 @@ impl State {
     /// Puts slots back, if nobody has them any more.
     pub(super) fn put_slots(&mut self, slots: Arc<Slots>) {
         if self.pool.len() < POOL
+            && self.life == Life::Open
             && let Some(slots) = crate::driver::recycle(slots)
         {
             self.pool.push(slots);
@@ -262,6 +258,11 @@ impl State {
             self.wakes_at = Some(at);
             fx.notify = true;
         }
+    }
+
+    /// Tells whether somebody waits for room or for a flush.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiters.is_empty() || !self.flushers.is_empty()
     }
 
     /// Counts what has happened, admits those for whom there is room now, and ends flushes that are done. To be called at

@@ -88,7 +88,7 @@ fn step(core: &Core) -> Step {
     };
     // What it asks the task for, this very loop does.
     fx.notify = false;
-    core.finish(fx);
+    core.finish(&mut fx);
     step
 }
 
