@@ -182,10 +182,11 @@ struct Lane {
 
 impl Events for MemoryEvents {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
-        let member = Arc::clone(&self.membership.member);
-        if member.signal.is_idle(self.registered.as_ref(), cx.waker()) {
+        let signal = &self.membership.member.signal;
+        if signal.is_idle(self.registered.as_ref(), cx.waker()) {
             return Poll::Pending;
         }
+        let member = Arc::clone(&self.membership.member);
         loop {
             member.signal.begin();
             if !member.is_frozen() {

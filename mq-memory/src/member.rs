@@ -194,13 +194,13 @@ impl Member {
 
     /// Takes orders and the next event out. Called by the event stream only.
     pub(crate) fn take_mail(&self) -> (Orders, Option<Mailed>) {
-        if !self.has_mail.swap(false, Ordering::AcqRel) {
+        if !self.has_mail.load(Ordering::Acquire) {
             return (Orders::default(), None);
         }
         let mut mail = lock(&self.mail);
         let orders = std::mem::take(&mut mail.orders);
         let mailed = mail.next();
-        // Whether there is more is seen by the next call.
+        // Under the lock, so that it cannot hide what is posted next; whether there is more is seen by the next call.
         self.has_mail.store(mailed.is_some(), Ordering::Release);
         (orders, mailed)
     }
