@@ -310,8 +310,8 @@ impl Core {
     fn assigned_now(&mut self, assignment: Assignment) {
         let id = assignment.id;
         if self.closing || self.terminal.is_some() {
-            self.released.push(id);
-            self.kick = true;
+            // Leaving the group gives it back with the rest. Released alone, it could come straight back to this
+            // member, and again, for as long as closing takes.
             return;
         }
         tracing::debug!(

@@ -324,6 +324,34 @@ async fn close_stores_what_is_acked_and_ends_every_call() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_assigned_while_closing_goes_back_by_leaving() {
+    let script = Script::new();
+    let consumer = script.open(|builder| builder).await;
+    script.assign(Assignment::new(FIRST, 0));
+    script.batch(FIRST, 0, 0..1);
+    consumer.consume().await.unwrap().ack().unwrap();
+    let unreachable = Error::new(ErrorKind::Connection, "away");
+    let mut failures = 3;
+    script.answer_commits(move || {
+        failures -= 1;
+        if failures >= 0 {
+            Err(unreachable.clone())
+        } else {
+            Ok(CommitOutcome::Stored)
+        }
+    });
+    let closing = tokio::spawn({
+        let consumer = consumer.clone();
+        async move { consumer.close().await }
+    });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let (partition, epoch) = (1, 1);
+    script.assign(Assignment::new(AssignmentId { partition, epoch }, 0));
+    closing.await.unwrap().unwrap();
+    assert!(!script.calls().iter().any(|call| call.starts_with("release")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn dropping_the_last_handle_commits_and_leaves() {
     let script = Script::new();
     let consumer = script
