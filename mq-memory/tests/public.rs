@@ -99,19 +99,10 @@ async fn members_that_come_and_go_lose_nothing() {
     while !missing.is_empty() && Instant::now() < end {
         if let Ok(Some(number)) = tokio::time::timeout(Duration::from_secs(1), all.recv()).await {
             missing.remove(&number);
-            if missing.len() % 200 == 0 || missing.len() < 10 {
-                println!(
-                    "{:?} missing {}",
-                    PATIENCE.saturating_sub(end - Instant::now()),
-                    missing.len()
-                );
-            }
         }
     }
     assert!(missing.is_empty(), "missing: {missing:?}");
-    println!("all {:?}", PATIENCE.saturating_sub(end - Instant::now()));
     members.shutdown().await;
-    println!("down {:?}", PATIENCE.saturating_sub(end - Instant::now()));
 }
 
 #[tokio::test]
