@@ -73,7 +73,11 @@ impl Work {
 /// Where the system gives no threads.
 #[must_use]
 pub fn two_workers() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime can be built")
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime can be built")
 }
 
 /// Makes a runtime on this thread.
@@ -82,7 +86,10 @@ pub fn two_workers() -> Runtime {
 /// Where the system gives no timer.
 #[must_use]
 pub fn current_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().expect("a runtime can be built")
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be built")
 }
 
 /// Opens a private broker with one topic `t`.
@@ -100,7 +107,9 @@ pub async fn open(partitions: u32) -> mq_api::Result<Mq> {
 /// # Errors
 /// Says what was lost or doubled, or what a call answered.
 pub fn ours(runtime: &Runtime, work: &Work) -> Result<f64, String> {
-    runtime.block_on(run_ours(work.clone())).map_err(|error| error.to_string())?
+    runtime
+        .block_on(run_ours(work.clone()))
+        .map_err(|error| error.to_string())?
 }
 
 async fn run_ours(work: Work) -> mq_api::Result<Result<f64, String>> {
@@ -110,7 +119,11 @@ async fn run_ours(work: Work) -> mq_api::Result<Result<f64, String>> {
     for group in 0..work.groups {
         let mut members = Vec::new();
         for _ in 0..work.members {
-            members.push(mq.consumer("t", format!("group{group}")).max_unacked(100_000).await?);
+            members.push(
+                mq.consumer("t", format!("group{group}"))
+                    .max_unacked(100_000)
+                    .await?,
+            );
         }
         settle(&members, work.partitions).await;
         for member in members {
@@ -168,14 +181,23 @@ async fn send(producer: &Producer, number: u64, work: &Work) -> mq_api::Result<(
     let mut index = 0;
     while index < work.each() {
         let end = (index + work.batch as u64).min(work.each());
-        let messages = (index..end).map(|index| Message::new(work.payloads.of(index)));
-        let results = if many {
-            producer.produce_batch_to(partition, messages).await
+        if many {
+            let mut pending = Vec::with_capacity(work.batch);
+            for index in index..end {
+                pending.push(
+                    producer
+                        .enqueue_to(partition, Message::new(work.payloads.of(index)))
+                        .await?,
+                );
+            }
+            for receipt in pending {
+                receipt.await?;
+            }
         } else {
-            producer.produce_batch(messages).await
-        };
-        for result in results {
-            result?;
+            let messages = (index..end).map(|index| Message::new(work.payloads.of(index)));
+            for result in producer.produce_batch(messages).await {
+                result?;
+            }
         }
         index = end;
     }

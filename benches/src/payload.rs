@@ -23,13 +23,18 @@ impl Payloads {
             drop(bytes.clone());
             bytes
         };
-        Self { all: (0..VARIETY).map(make).collect() }
+        Self {
+            all: (0..VARIETY).map(make).collect(),
+        }
     }
 
     /// Returns the payload of the message with this number.
     #[must_use]
     pub fn of(&self, number: u64) -> Bytes {
-        self.all.get(usize::try_from(number % VARIETY).unwrap_or(0)).cloned().unwrap_or_default()
+        self.all
+            .get(usize::try_from(number % VARIETY).unwrap_or(0))
+            .cloned()
+            .unwrap_or_default()
     }
 }
 
@@ -43,7 +48,9 @@ pub struct Check {
 impl Check {
     /// Takes a received payload in.
     pub fn take(&mut self, payload: &[u8]) {
-        let number = payload.first_chunk::<8>().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+        let number = payload
+            .first_chunk::<8>()
+            .map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
         self.count += 1;
         self.sum = self.sum.wrapping_add(number);
     }
@@ -59,6 +66,9 @@ impl Check {
     pub fn expected(messages: u64, times: u64) -> Self {
         let (rounds, rest) = (messages / VARIETY, messages % VARIETY);
         let sum = rounds * (VARIETY * (VARIETY - 1) / 2) + (0..rest).sum::<u64>();
-        Self { count: messages * times, sum: sum * times }
+        Self {
+            count: messages * times,
+            sum: sum * times,
+        }
     }
 }

@@ -15,14 +15,19 @@ pub struct Contender {
 
 impl fmt::Debug for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Contender").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Contender")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
 impl Contender {
     /// Makes a contender.
     pub fn new(name: impl Into<String>, run: impl Fn() -> Result<f64, String> + 'static) -> Self {
-        Self { name: name.into(), run: Box::new(run) }
+        Self {
+            name: name.into(),
+            run: Box::new(run),
+        }
     }
 }
 
@@ -70,7 +75,10 @@ impl Row {
     /// Returns the middle ratio.
     #[must_use]
     pub fn median(&self) -> f64 {
-        self.ratios.get(self.ratios.len() / 2).copied().unwrap_or(f64::NAN)
+        self.ratios
+            .get(self.ratios.len() / 2)
+            .copied()
+            .unwrap_or(f64::NAN)
     }
 
     /// Tells whether the goal is reached.

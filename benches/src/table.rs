@@ -5,7 +5,9 @@ use crate::rounds::{Goal, Row};
 /// Writes rows as a Markdown table.
 #[must_use]
 pub fn markdown(rows: &[Row]) -> String {
-    let mut out = String::from("| work | against | ours | ratio: median (min to max) | goal | |\n|---|---|---|---|---|---|\n");
+    let mut out = String::from(
+        "| work | against | ours | ratio: median (min to max) | goal | |\n|---|---|---|---|---|---|\n",
+    );
     for row in rows {
         let goal = match row.goal {
             Goal::AtLeast(least) => format!("at least {least}x"),

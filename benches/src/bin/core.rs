@@ -24,18 +24,87 @@ fn main() {
     let two = Rc::new(two_workers());
     let one = Rc::new(current_thread());
     let single = Work::one_to_one(messages);
-    let batch = |size| Work { batch: size, ..single.clone() };
-    let four = |size| Work { producers: 4, members: 4, partitions: 4, batch: size, ..single.clone() };
-    let groups = |size| Work { groups: 3, batch: size, ..single.clone() };
+    let batch = |size| Work {
+        batch: size,
+        ..single.clone()
+    };
+    let four = |size| Work {
+        producers: 4,
+        members: 4,
+        partitions: 4,
+        batch: size,
+        ..single.clone()
+    };
+    let groups = |size| Work {
+        groups: 3,
+        batch: size,
+        ..single.clone()
+    };
     let plans: Vec<(&str, &Rc<Runtime>, Work, &str, Round, Goal)> = vec![
-        ("1 to 1, one by one, 2 workers", &two, single.clone(), "mpsc", mpsc, Goal::AtLeast(1.2)),
-        ("1 to 1, one by one, current thread", &one, single.clone(), "mpsc", mpsc, Goal::AtLeast(0.7)),
-        ("1 to 1, batches of 64", &two, batch(64), "mpsc recv_many", mpsc, Goal::AtLeast(1.5)),
-        ("1 to 1, batches of 256", &two, batch(256), "mpsc recv_many", mpsc, Goal::AtLeast(1.5)),
-        ("4 to 4, one by one", &two, four(1), "mpsc", mpsc, Goal::AtLeast(0.65)),
-        ("4 to 4, batches of 64", &two, four(64), "mpsc recv_many", mpsc, Goal::AtLeast(1.3)),
-        ("3 groups, one by one", &two, groups(1), "broadcast", broadcast, Goal::AtLeast(1.4)),
-        ("3 groups, batches of 64", &two, groups(64), "broadcast", broadcast, Goal::AtLeast(2.5)),
+        (
+            "1 to 1, one by one, 2 workers",
+            &two,
+            single.clone(),
+            "mpsc",
+            mpsc,
+            Goal::AtLeast(1.2),
+        ),
+        (
+            "1 to 1, one by one, current thread",
+            &one,
+            single.clone(),
+            "mpsc",
+            mpsc,
+            Goal::AtLeast(0.7),
+        ),
+        (
+            "1 to 1, batches of 64",
+            &two,
+            batch(64),
+            "mpsc recv_many",
+            mpsc,
+            Goal::AtLeast(1.5),
+        ),
+        (
+            "1 to 1, batches of 256",
+            &two,
+            batch(256),
+            "mpsc recv_many",
+            mpsc,
+            Goal::AtLeast(1.5),
+        ),
+        (
+            "4 to 4, one by one",
+            &two,
+            four(1),
+            "mpsc",
+            mpsc,
+            Goal::AtLeast(0.65),
+        ),
+        (
+            "4 to 4, batches of 64",
+            &two,
+            four(64),
+            "mpsc recv_many",
+            mpsc,
+            Goal::AtLeast(1.3),
+        ),
+        (
+            "3 groups, one by one",
+            &two,
+            groups(1),
+            "broadcast",
+            broadcast,
+            Goal::AtLeast(1.4),
+        ),
+        (
+            "3 groups, batches of 64",
+            &two,
+            groups(64),
+            "broadcast",
+            broadcast,
+            Goal::AtLeast(2.5),
+        ),
     ];
     let mut rows: Vec<Row> = Vec::new();
     for (name, runtime, work, against, round, goal) in plans {
