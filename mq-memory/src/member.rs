@@ -104,18 +104,12 @@ impl Member {
         self.session.as_ref().map(|session| session.length / 4)
     }
 
-    /// Renews the lease unless the member is frozen; `false` where it has run out.
+    /// Renews the lease; `false` where it has run out.
     pub(crate) fn renew(&self) -> bool {
-        let Some(session) = &self.session else {
-            return true;
-        };
-        let lease = lock(&session.lease);
-        let now = session.clock.now();
-        if self.is_frozen() {
-            lease.stands_at(now)
-        } else {
-            lease.renew(now + session.length)
-        }
+        self.session.as_ref().is_none_or(|session| {
+            let until = session.clock.now() + session.length;
+            lock(&session.lease).renew(until)
+        })
     }
 
     /// Tells whether the lease stands, true where there is none.
