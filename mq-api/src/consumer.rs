@@ -418,7 +418,7 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Unsupported`](ErrorKind::Unsupported) in shared and broadcast mode, which store no positions;
-    /// [`Timeout`](ErrorKind::Timeout), [`Connection`](ErrorKind::Connection).
+    /// [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Connection`](ErrorKind::Connection).
     pub async fn committed(&self) -> Result<Vec<CommittedPosition>> {
         const OPERATION: &str = "committed";
         self.stores_positions(OPERATION)?;
@@ -431,6 +431,9 @@ impl Consumer {
 
     fn stores_positions(&self, operation: &'static str) -> Result<()> {
         match self.kind() {
+            Kind::Log { engine, stored: true } if engine.with(|core| core.closing) => {
+                Err(Error::closed("consumer").with_operation(operation))
+            }
             Kind::Log { stored: true, .. } => Ok(()),
             _ => Err(Error::new(
                 ErrorKind::Unsupported,

@@ -45,7 +45,7 @@ use self::{
     waiters::{Entry, Waiters},
 };
 use crate::{
-    Delivery, Error, GroupName, Offset, Position, Result, TopicName,
+    Delivery, Error, ErrorKind, GroupName, Offset, Position, Result, TopicName,
     driver::{self, AssignmentId, Events},
     mq::MqInner,
 };
@@ -226,6 +226,12 @@ impl Engine {
             }
             if let Some(error) = &core.terminal {
                 return Err(error.clone());
+            }
+            if std::mem::take(&mut core.lost_acks) {
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "a partition was lost before its acknowledgements were stored; their messages come again",
+                ));
             }
             let needs = core
                 .assigned()

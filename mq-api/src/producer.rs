@@ -116,7 +116,9 @@ impl Producer {
         &self,
         messages: impl IntoIterator<Item = impl Into<Message>>,
     ) -> Vec<Result<Receipt>> {
-        many::produce_all(&self.core, messages.into_iter().map(Into::into)).await
+        // Held across waits, the caller's iterator would decide whether this future can be sent between threads.
+        let messages: Vec<Message> = messages.into_iter().map(Into::into).collect();
+        many::produce_all(&self.core, messages.into_iter()).await
     }
 
     /// Puts a message into the buffer, waiting for room alone. When it returns, the place of the message in the order is

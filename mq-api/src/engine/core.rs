@@ -98,6 +98,8 @@ pub(crate) struct Core {
     unstored: usize,
     pub(crate) counters: Counters,
     pub(crate) outage: Option<Outage>,
+    /// Acks were lost with a partition before they were stored, and no `commit` has told of it yet.
+    pub(crate) lost_acks: bool,
     /// An error that one call is to return.
     pub(crate) report: Option<Error>,
     pub(crate) last_error: Option<Error>,
@@ -150,6 +152,7 @@ impl Core {
             unstored: 0,
             counters: Counters::default(),
             outage: None,
+            lost_acks: false,
             report: None,
             last_error: None,
             terminal: None,
@@ -347,7 +350,9 @@ impl Core {
             return;
         }
         tracing::debug!(partition = id.partition, epoch = id.epoch, why, "partition lost");
-        *slot = None;
+        if let Some(partition) = slot.take() {
+            self.lost_acks |= partition.commits.is_dirty() || partition.commits.under_way.is_some();
+        }
         self.kick = true;
     }
 
@@ -588,7 +593,15 @@ impl Core {
             .and_then(Option::as_mut)
             .filter(|partition| partition.id == id && partition.generation == generation)
             .filter(|partition| partition.window.is_pending(item.seq));
-        let Some(partition) = valid else {
+        // A clock is read only where somebody else may have the partition without a word from the driver yet.
+        let over = valid
+            .as_ref()
+            .and_then(|partition| partition.lease.as_ref())
+            .is_some_and(|lease| !lease.stands_at(self.config.clock.now()));
+        let Some(partition) = valid.filter(|_| !over) else {
+            if over {
+                self.lose(id, "its lease has run out");
+            }
             if self.config.auto_ack {
                 return Ok(false);
             }

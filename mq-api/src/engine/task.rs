@@ -501,3 +501,19 @@ impl Task {
         self.jobs.clear();
     }
 }
+
+impl Drop for Task {
+    // The task was ended with its runtime: what is held would keep the driver's consumer, and its partitions, for ever.
+    fn drop(&mut self) {
+        let running = self.engine.lock().owner.is_some();
+        if running {
+            let error = Error::new(
+                ErrorKind::Interrupted,
+                "the runtime that the consumer ran in was shut down",
+            );
+            self.engine.lock().end(error.with_retryable(false));
+            self.forget();
+            self.engine.waiters.notify_all();
+        }
+    }
+}
