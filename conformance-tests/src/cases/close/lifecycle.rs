@@ -250,6 +250,7 @@ pub(super) async fn client_closes_its_children(cx: Context) -> CaseResult {
         let consumer = mq.consumer(&topic, "group").await?;
         let reader = mq.reader(&topic).await?;
         send_to(&cx, &producer, 0, &["m".to_owned()]).await?;
+        one(&cx, &consumer).await?.ack()?;
         let closed = cx.within("close of the client", limit, mq.close()).await?;
         if fails {
             let error = refused(

@@ -118,40 +118,43 @@ pub(super) async fn killed_holder_gives_up_its_message(cx: Context) -> CaseResul
         sent[0]
     );
 
+    // The holder may have fetched one more than it was handed.
     let other = mq
         .consumer(&topic, "group")
         .mode(Mode::Shared)
         .prefetch(1)
         .await?;
     send_to(&cx, &producer, 0, &sent[1..]).await?;
-    let mut free = Vec::new();
-    for _ in 0..2 {
-        let delivery = one(&cx, &other).await?;
-        free.push(text(&delivery));
-        delivery.ack()?;
-    }
-    each_once("what nobody holds", &free, &sent[1..])?;
+    let free = one(&cx, &other).await?;
+    ensure!(
+        text(&free) != sent[0],
+        "{:?} came to another member while its holder was alive",
+        sent[0]
+    );
+    let mut came = vec![text(&free)];
+    free.ack()?;
 
     let killed = Instant::now();
     holder.kill().await?;
     let limit = cx.times().message_lease + cx.times().crash_takeover;
-    let delivery = one_within(&cx, &other, limit)
-        .await
-        .map_err(|f| f.during("lost: what a killed member held"))?;
-    cx.measure(Measured::CrashTakeover, killed.elapsed());
+    let mut attempt = 0;
+    while came.len() < sent.len() {
+        let delivery = one_within(&cx, &other, limit)
+            .await
+            .map_err(|f| f.during(format!("lost: what a killed member held; came {came:?}")))?;
+        if text(&delivery) == sent[0] {
+            cx.measure(Measured::CrashTakeover, killed.elapsed());
+            attempt = delivery.attempt();
+        }
+        came.push(text(&delivery));
+        delivery.ack()?;
+    }
+    each_once("a killed holder and another member", &came, &sent)?;
     ensure!(
-        text(&delivery) == sent[0],
-        "the killed member held {:?}, and {:?} came",
-        sent[0],
-        text(&delivery)
+        attempt >= 2,
+        "{:?} was handed over before its holder was killed, and it came as attempt {attempt}",
+        sent[0]
     );
-    ensure!(
-        delivery.attempt() >= 2,
-        "{:?} was handed over before its holder was killed, and it came as attempt {}",
-        sent[0],
-        delivery.attempt()
-    );
-    delivery.ack()?;
     Ok(())
 }
 
