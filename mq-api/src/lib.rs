@@ -25,6 +25,7 @@ mod partitioner;
 mod position;
 mod producer;
 mod propagate;
+mod reader;
 mod receipt;
 mod time;
 mod topic;
@@ -38,6 +39,7 @@ pub use self::{
     codec::{Decode, Encode},
     consumer::{AssignedPartition, Consumer, ConsumerBuilder, ConsumerStatus, Mode, PartitionStatus},
     delivery::Delivery,
+    driver::CommittedPosition,
     engine::{Backoff, DeadLetter, Ordering},
     error::{Error, ErrorKind, Outcome, Result},
     escape::dead_letter_topic,
@@ -51,6 +53,7 @@ pub use self::{
     position::{Offset, OnTrimmed, Position, Start},
     producer::{PendingReceipt, Producer, ProducerBuilder, ProducerStatus},
     propagate::Propagator,
+    reader::{ReadMessage, Reader, ReaderBuilder},
     receipt::Receipt,
     time::{Clock, Lease, Moment, Timestamp},
     topic::{PartitionDescription, Retention, TopicDescription, TopicId, TopicSpec},

@@ -219,14 +219,6 @@ impl Producer {
         self.core.status()
     }
 
-    /// Sends a message of the library's own, with reserved headers and the room that is kept for them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the engine sends its dead letters so"))]
-    pub(crate) async fn produce_internal(&self, message: Message) -> Result<Receipt> {
-        let target = self.core.target(&message).map_err(operation)?;
-        let begun = self.core.submit(Group::of(target, message), None, false);
-        self.outcome(begun).await
-    }
-
     fn try_submit(&self, message: Message, one_way: bool) -> Result<PendingReceipt> {
         let group = self.group(message, None).map_err(operation)?;
         match self.core.submit(group, None, one_way) {
