@@ -15,6 +15,7 @@ use mq_api::{
     Error, Offset, Position, Result,
     driver::{Assignment, AssignmentId, Batch, Commit, CommitOutcome, Consumer, Event, Events, Subscription},
 };
+use tokio::task::JoinHandle;
 
 use crate::{
     broker::Broker,
@@ -45,9 +46,20 @@ pub(crate) fn join(
         config.lease,
         &subscription.clock,
     ));
-    member.beat();
     group.join(Arc::clone(&member), &mut Wakes::default());
-    let membership = Membership { group, member };
+    let renewal = member.renew_every().map(|every| {
+        let (group, id) = (Arc::clone(&group), member.id);
+        Arc::new(Renewal(tokio::spawn(async move {
+            while group.keep_alive(id, &mut Wakes::default()) {
+                tokio::time::sleep(every).await;
+            }
+        })))
+    });
+    let membership = Membership {
+        group,
+        member,
+        _renewal: renewal,
+    };
     let consumer = MemoryConsumer {
         broker: Arc::clone(broker),
         topic: Arc::clone(topic),
@@ -72,6 +84,16 @@ pub(crate) fn join(
 struct Membership {
     group: Arc<Group>,
     member: Arc<Member>,
+    _renewal: Option<Arc<Renewal>>,
+}
+
+/// Renews a lease from the runtime that the member runs in: where that stands still, so does the member.
+struct Renewal(JoinHandle<()>);
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Membership {
@@ -108,14 +130,14 @@ impl Consumer for MemoryConsumer {
 
     async fn release(&self, assignments: Vec<AssignmentId>) -> Result<()> {
         self.gate().await?;
-        let Membership { group, member } = &self.membership;
+        let Membership { group, member, .. } = &self.membership;
         group.release(member.id, &assignments, &mut Wakes::default());
         Ok(())
     }
 
     async fn seek(&self, assignment: AssignmentId, to: Position, generation: u64) -> Result<Offset> {
         self.gate().await?;
-        let Membership { group, member } = &self.membership;
+        let Membership { group, member, .. } = &self.membership;
         group.check_owner(member.id, assignment)?;
         let offset = topic::resolve(self.topic.try_partition(assignment.partition)?, to)?;
         member.order(&mut Wakes::default(), |orders| {

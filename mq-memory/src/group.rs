@@ -34,7 +34,7 @@ struct State {
     members: BTreeMap<MemberId, Seat>,
     slots: Vec<Slot>,
     /// Whether a timer job looks after the leases.
-    renewing: bool,
+    checking: bool,
     ended: bool,
 }
 
@@ -95,7 +95,7 @@ impl Group {
             state: Mutex::new(State {
                 members: BTreeMap::new(),
                 slots: starts.into_iter().map(Slot::new).collect(),
-                renewing: false,
+                checking: false,
                 ended: false,
             }),
         }
@@ -116,10 +116,32 @@ impl Group {
         state.members.insert(member.id, seat);
         self.rebalance(&mut state, wakes);
         if let Some(every) = renew_every
-            && !std::mem::replace(&mut state.renewing, true)
+            && !std::mem::replace(&mut state.checking, true)
         {
-            self.renew_after(every);
+            self.check_after(every);
         }
+    }
+
+    /// Renews a member's lease, as its own task asks; where it has run out, a new session begins. `false` once the
+    /// member has gone.
+    pub(crate) fn keep_alive(self: &Arc<Self>, member: MemberId, wakes: &mut Wakes) -> bool {
+        let mut state = lock(&self.state);
+        let Some(seat) = state.members.get(&member) else {
+            return false;
+        };
+        let stays_away = seat.state == Presence::Disconnected || seat.member.is_frozen();
+        if stays_away || self.faults.is_halted() || seat.is_present() && seat.member.renew() {
+            return true;
+        }
+        if seat.is_present() {
+            state.expire(member, wakes);
+        }
+        if let Some(seat) = state.members.get_mut(&member) {
+            seat.state = Presence::Present;
+            seat.member.renew_session();
+        }
+        self.rebalance(&mut state, wakes);
+        true
     }
 
     /// Lets a member go. Does nothing for one that has gone before.
@@ -366,59 +388,58 @@ impl Group {
         }
     }
 
-    fn renew_after(self: &Arc<Self>, every: Duration) {
+    fn check_after(self: &Arc<Self>, every: Duration) {
         let group: Weak<Self> = Arc::downgrade(self);
         self.timer.at(Instant::now() + every, move || {
             if let Some(group) = group.upgrade() {
-                group.renew();
+                group.check_leases();
             }
         });
     }
 
-    /// Renews the leases, and takes away what members hold whose lease has run out.
-    fn renew(self: &Arc<Self>) {
+    /// Takes away what members hold whose lease has run out.
+    fn check_leases(self: &Arc<Self>) {
         let wakes = &mut Wakes::default();
         let mut state = lock(&self.state);
-        let State { members, slots, .. } = &mut *state;
-        let mut changed = false;
         // Nobody can renew with a broker that is out of reach, and nobody can take over from it.
-        let seats = members.values_mut().filter(|_| !self.faults.is_halted());
-        for seat in seats {
-            let renewed = seat.member.renew();
-            if seat.is_present() && !renewed {
-                seat.state = Presence::Expired;
-                changed = true;
-                for (partition, slot) in (0..).zip(slots.iter_mut()) {
-                    if slot.owner == Some(seat.member.id) {
-                        let epoch = slot.epoch;
-                        slot.free(false);
-                        seat.member.lose(AssignmentId { partition, epoch }, wakes);
-                    }
-                }
+        if !self.faults.is_halted() {
+            let over = |seat: &&Seat| seat.is_present() && !seat.member.is_alive();
+            let over: Vec<_> = state
+                .members
+                .values()
+                .filter(over)
+                .map(|seat| seat.member.id)
+                .collect();
+            for member in &over {
+                state.expire(*member, wakes);
             }
-            // It comes back at once where it runs, and gets back what nobody else is to have.
-            if seat.state == Presence::Expired && seat.member.runs() {
-                seat.state = Presence::Present;
-                changed = true;
-                seat.member.renew_session();
+            if !over.is_empty() {
+                self.rebalance(&mut state, wakes);
             }
         }
-        if changed {
-            self.rebalance(&mut state, wakes);
-        }
-        match state
-            .members
-            .values()
-            .filter_map(|seat| seat.member.renew_every())
-            .min()
-        {
-            Some(every) if !state.ended => self.renew_after(every),
-            _ => state.renewing = false,
+        let every = |seat: &Seat| seat.member.renew_every();
+        match state.members.values().filter_map(every).min() {
+            Some(every) if !state.ended => self.check_after(every),
+            _ => state.checking = false,
         }
     }
 }
 
 impl State {
+    /// Ends the session of a member whose lease has run out.
+    fn expire(&mut self, member: MemberId, wakes: &mut Wakes) {
+        if let Some(seat) = self.members.get_mut(&member) {
+            seat.state = Presence::Expired;
+            for (partition, slot) in (0..).zip(self.slots.iter_mut()) {
+                if slot.owner == Some(member) {
+                    let epoch = slot.epoch;
+                    slot.free(false);
+                    seat.member.lose(AssignmentId { partition, epoch }, wakes);
+                }
+            }
+        }
+    }
+
     fn owned(&mut self, member: MemberId, id: AssignmentId) -> Option<&mut Slot> {
         self.slots
             .get_mut(id.partition as usize)

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -36,15 +36,7 @@ struct Session {
     clock: Clock,
     length: Duration,
     lease: Mutex<Lease>,
-    /// Grows as long as the member's runtime runs; zero where it has none.
-    beats: AtomicU64,
-    /// The beats at the last look, and how many looks have seen no more.
-    seen: Mutex<(u64, u32)>,
 }
-
-/// How many looks in a row without a beat mean that the member's runtime stands still. There are four looks and eight
-/// beats in the length of a lease.
-const SILENT_LOOKS: u32 = 2;
 
 /// Holds what the event stream has not taken yet. Bounded by the partitions: later news of one replaces earlier ones.
 #[derive(Default)]
@@ -95,8 +87,6 @@ impl Member {
                 clock: clock.clone(),
                 length,
                 lease: Mutex::new(Lease::new(clock.clone(), clock.now() + length)),
-                beats: AtomicU64::new(0),
-                seen: Mutex::default(),
             }),
             has_mail: AtomicBool::new(false),
             mail: Mutex::default(),
@@ -114,59 +104,12 @@ impl Member {
         self.session.as_ref().map(|session| session.length / 4)
     }
 
-    /// Beats in the runtime that the member was opened in, for as long as both are there: a runtime that stands still
-    /// or is gone renews no lease.
-    pub(crate) fn beat(self: &Arc<Self>) {
-        let Some(session) = &self.session else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        session.beats.store(1, Ordering::Release);
-        let (member, every) = (Arc::downgrade(self), session.length / 8);
-        runtime.spawn(async move {
-            while let Some(member) = member.upgrade() {
-                if let Some(session) = &member.session {
-                    session.beats.fetch_add(1, Ordering::Release);
-                }
-                drop(member);
-                tokio::time::sleep(every).await;
-            }
-        });
-    }
-
-    /// Looks whether the member's runtime runs. To be asked once in a quarter of a lease.
-    fn is_silent(&self, session: &Session) -> bool {
-        let beats = session.beats.load(Ordering::Acquire);
-        let mut seen = lock(&session.seen);
-        *seen = match *seen {
-            (last, looks) if last == beats && beats > 0 => (last, looks.saturating_add(1)),
-            _ => (beats, 0),
-        };
-        seen.1 >= SILENT_LOOKS
-    }
-
-    /// Tells whether the last look found the member's runtime running.
-    pub(crate) fn runs(&self) -> bool {
-        !self.is_frozen()
-            && self
-                .session
-                .as_ref()
-                .is_none_or(|session| lock(&session.seen).1 < SILENT_LOOKS)
-    }
-
-    /// Renews the lease unless the member is frozen or its runtime stands still; `false` where it has run out.
+    /// Renews the lease; `false` where it has run out.
     pub(crate) fn renew(&self) -> bool {
-        let Some(session) = &self.session else {
-            return true;
-        };
-        let silent = self.is_silent(session);
-        let lease = lock(&session.lease);
-        let now = session.clock.now();
-        if silent || self.is_frozen() {
-            lease.stands_at(now)
-        } else {
-            lease.renew(now + session.length)
-        }
+        self.session.as_ref().is_none_or(|session| {
+            let until = session.clock.now() + session.length;
+            lock(&session.lease).renew(until)
+        })
     }
 
     /// Tells whether the lease stands, true where there is none.

@@ -69,3 +69,33 @@ async fn a_member_whose_clock_jumped_loses_its_partitions_and_joins_again() {
     assert_eq!(member.lost().await, [first.id]);
     assert!(member.assigned().await[0].id.epoch > first.id.epoch);
 }
+
+#[tokio::test]
+async fn others_take_over_from_a_member_whose_runtime_stands_still() {
+    let mq = leased(1).await;
+    let (joined, has_joined) = tokio::sync::oneshot::channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let inside = mq.clone();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut member = join(&inside).await;
+            let owned = ids(&member.assigned().await);
+            joined.send(()).unwrap();
+            // Blocks the only thread of the runtime.
+            wait.recv().unwrap();
+            assert_eq!(member.lost().await, owned);
+            member.consumer.close().await.unwrap();
+        });
+    });
+    has_joined.await.unwrap();
+    let mut other = join(&mq).await;
+    assert!(!other.assigned().await[0].clean);
+    go_on.send(()).unwrap();
+    tokio::task::spawn_blocking(move || thread.join().unwrap())
+        .await
+        .unwrap();
+}
