@@ -1,7 +1,7 @@
 //! One message-queue API: a URL chooses the backend, and the behaviour stays the same.
 //!
 //! [`connect`] opens a client. Everything else is the portable API of the `mq_api` crate, re-exported here: [`Mq`] opens
-//! a [`Producer`] or a [`Consumer`], and topics are made on it.
+//! a [`Producer`], a [`Consumer`] or a [`Reader`], and topics are made on it.
 //!
 //! ```
 //! use mq::Message;

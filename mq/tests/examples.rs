@@ -68,6 +68,18 @@ fn partitioned_keys_keeps_the_order_of_each_key() {
 }
 
 #[test]
+fn replay_reader_reads_the_past_and_leaves_the_group_alone() {
+    ends_in_order(
+        "replay_reader",
+        &[
+            "is 3 behind",
+            "from noon on, which is offset 5",
+            "the group is still 3 behind",
+        ],
+    );
+}
+
+#[test]
 fn channel_shutdown_loses_nothing() {
     ends_in_order("channel_shutdown", &["first run", "second run"]);
 }
