@@ -25,6 +25,7 @@ use crate::{
     keys::Keys,
     link::{Conn, Link},
     producer::{RedisProducer, Sender},
+    queue,
     reader::RedisReader,
     reads::Reads,
     topic::{MAX_PARTITIONS, Shared},
@@ -70,17 +71,17 @@ impl RedisMq {
         let shared = Arc::new(Shared {
             keys: Keys::new(&config.prefix),
             link: Link::new(Arc::clone(&config)),
+            clock: ServerClock::default(),
             config,
         });
-        let clock = Arc::new(ServerClock::default());
         let conn = shared.link.conn().await?;
         check_server(&conn).await?;
-        clock.sync(&conn).await?;
+        shared.clock.sync(&conn).await?;
         warn_of_eviction(&conn).await;
-        let upkeep = Arc::new(Upkeep::new(Arc::clone(&shared), Arc::clone(&clock)));
+        let upkeep = Arc::new(Upkeep::new(Arc::clone(&shared)));
         Ok(Self {
             reads: Reads::new(Arc::clone(&shared)),
-            sender: Arc::new(Sender::new(Arc::clone(&shared), clock, Arc::clone(&upkeep))),
+            sender: Arc::new(Sender::new(Arc::clone(&shared), Arc::clone(&upkeep))),
             upkeep,
             shared,
             capabilities: capabilities(),
@@ -122,6 +123,8 @@ impl Drop for RedisMq {
 fn capabilities() -> Capabilities {
     let mut all = Capabilities::new("redis");
     all.partitioned = Support::Native;
+    all.shared = Support::Native;
+    all.shared_latest = Support::Native;
     all.broadcast = Support::Native;
     all.reader = Support::Native;
     all.seek = Support::Native;
@@ -257,8 +260,9 @@ impl driver::Mq for RedisMq {
         consumer::join(&self.shared, &self.reads, &self.upkeep, subscription).await
     }
 
-    async fn queue_consumer(&self, _subscription: Subscription) -> Result<Arc<dyn QueueConsumer>> {
-        Err(Error::unsupported("redis", "the shared mode, yet"))
+    async fn queue_consumer(&self, subscription: Subscription) -> Result<Arc<dyn QueueConsumer>> {
+        self.check_open()?;
+        queue::join(&self.shared, &self.upkeep, subscription).await
     }
 
     async fn reader(&self, topic: TopicName) -> Result<Arc<dyn driver::Reader>> {

@@ -8,6 +8,7 @@
 //! | `mq:{T}:g:G` | the log of group G: what its members say |
 //! | `mq:{T:p}` | partition p, a stream with the ids `0-1`, `0-2`, ... |
 //! | `mq:{T:p}:g:G` | how far group G is in partition p, a register |
+//! | `mq:{T:p}:g:G:due` | sorted set of what members of a shared group gave back for long |
 //! | `mq:{T:p}:delay` | sorted set of delayed messages by due time |
 
 use mq_api::{GroupName, TopicName, escape::Escaper};
@@ -61,6 +62,16 @@ impl Keys {
             self.partition(topic, partition),
             escape(group.as_str())
         )
+    }
+
+    /// Names a consumer group of the server.
+    pub(crate) fn queue_group(&self, group: &GroupName) -> String {
+        escape(group.as_str())
+    }
+
+    /// The set of a shared group's messages that were given back for longer than a lease.
+    pub(crate) fn due(&self, topic: &TopicName, partition: u32, group: &GroupName) -> String {
+        format!("{}:due", self.register(topic, partition, group))
     }
 
     pub(crate) fn delay(&self, topic: &TopicName, partition: u32) -> String {

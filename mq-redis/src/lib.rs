@@ -15,6 +15,7 @@ mod link;
 mod member;
 mod outbox;
 mod producer;
+mod queue;
 mod raw;
 mod reader;
 mod reads;

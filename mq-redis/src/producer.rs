@@ -19,7 +19,6 @@ use redis::Cmd;
 use tokio::{sync::Notify, sync::watch, task::AbortHandle};
 
 use crate::{
-    clock::ServerClock,
     delay, error,
     format::{EntryId, encode},
     link::Backoff,
@@ -37,7 +36,6 @@ const MOST_PACKED: u64 = 1024 * 1024;
 /// Sends for every producer of a client.
 pub(crate) struct Sender {
     shared: Arc<Shared>,
-    clock: Arc<ServerClock>,
     upkeep: Arc<Upkeep>,
     queue: Mutex<Queue>,
     arrived: Notify,
@@ -84,10 +82,9 @@ struct Offsets {
 }
 
 impl Sender {
-    pub(crate) fn new(shared: Arc<Shared>, clock: Arc<ServerClock>, upkeep: Arc<Upkeep>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, upkeep: Arc<Upkeep>) -> Self {
         Self {
             shared,
-            clock,
             upkeep,
             queue: Mutex::default(),
             arrived: Notify::new(),
@@ -234,7 +231,7 @@ async fn expire(oldest: Option<Instant>, limit: Duration) {
 fn pack(sender: &Sender, wire: &mut Wire) {
     let mut bytes = Vec::new();
     let base = wire.conn.queued();
-    let stamp = sender.clock.now();
+    let stamp = sender.shared.clock.now();
     while wire.in_flight < MOST_IN_FLIGHT && base + bytes.len() as u64 - wire.conn.written() < MOST_PACKED {
         let Some(job) = sender.lock().waiting.pop_front() else {
             break;
@@ -309,7 +306,7 @@ fn settle(sender: &Sender, wire: &mut Wire, reply: Reply) -> Result<()> {
         Reply::Int(1) => {
             let due = flight.batch.messages().get(index).and_then(mq_api::Message::due);
             if let Some(due) = due {
-                let now = sender.clock.now();
+                let now = sender.shared.clock.now();
                 let after = due_at(due, now).saturating_since(now);
                 sender
                     .upkeep

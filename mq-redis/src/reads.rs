@@ -238,9 +238,12 @@ enum Next {
     Wait(Plan, Duration),
 }
 
+/// Streams, each with one place to read from and the slots, with their tokens, that want it.
+type Layer = BTreeMap<Arc<str>, (EntryId, Vec<(u64, u64)>)>;
+
 fn plan(state: &mut State, caught_up: bool) -> Next {
     state.stale = false;
-    let mut layers: Vec<BTreeMap<Arc<str>, (EntryId, Vec<(u64, u64)>)>> = Vec::new();
+    let mut layers: Vec<Layer> = Vec::new();
     let (mut most, mut weight) = (MOST_ENTRIES, 0);
     for (id, slot) in state.slots.iter().filter(|(_, slot)| slot.is_eligible()) {
         most = most.min(slot.most);

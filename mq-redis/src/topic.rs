@@ -9,6 +9,7 @@ use mq_api::{
 };
 
 use crate::{
+    clock::ServerClock,
     config::RedisConfig,
     error,
     format::{Entry, EntryId, stamp_of},
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) config: Arc<RedisConfig>,
     pub(crate) keys: Keys,
     pub(crate) link: Link,
+    pub(crate) clock: ServerClock,
 }
 
 /// A topic as it was when it was opened.
@@ -270,11 +272,10 @@ impl Shared {
         for partition in 0..meta.partitions {
             keys.push(self.keys.partition(topic, partition));
             keys.push(self.keys.delay(topic, partition));
-            keys.extend(
-                groups
-                    .iter()
-                    .map(|group| self.keys.register(topic, partition, group)),
-            );
+            for group in &groups {
+                keys.push(self.keys.register(topic, partition, group));
+                keys.push(self.keys.due(topic, partition, group));
+            }
         }
         for part in keys.chunks(CHUNK) {
             let mut pipe = redis::pipe();
@@ -468,6 +469,12 @@ impl Shared {
     ) -> Result<Vec<CommittedPosition>> {
         let conn = self.link.conn().await?;
         let topic = self.topic(&conn, name).await?;
+        let mode = conn
+            .call(redis::cmd("HGET").arg(self.keys.groups(name)).arg(group.as_str()))
+            .await?;
+        if topic.is_foreign() || mode.str() == Some("mq1 shared") {
+            return self.committed_shared(&conn, &topic, group).await;
+        }
         let partitions: Vec<u32> = (0..topic.partitions).collect();
         let mut all = Vec::new();
         for part in partitions.chunks(CHUNK) {
@@ -482,6 +489,47 @@ impl Shared {
                     all.push(CommittedPosition::new(*partition, stored.next).with_acked_above(stored.acked));
                 }
             }
+        }
+        Ok(all)
+    }
+
+    /// Says how far a shared group is: up to its lowest pending message, or its last delivered one.
+    async fn committed_shared(
+        &self,
+        conn: &Conn,
+        topic: &Topic,
+        group: &GroupName,
+    ) -> Result<Vec<CommittedPosition>> {
+        let group = self.keys.queue_group(group);
+        let mut pipe = redis::pipe();
+        for partition in 0..topic.partitions {
+            let key = topic.key(&self.keys, partition);
+            pipe.cmd("XINFO").arg("GROUPS").arg(&key);
+            pipe.cmd("XPENDING").arg(&key).arg(&group);
+        }
+        let replies = conn.ask_all(&pipe).await?;
+        let mut all = Vec::new();
+        for (partition, pair) in (0..topic.partitions).zip(replies.chunks_exact(2)) {
+            let [groups, pending] = pair else { continue };
+            let last = groups
+                .array()
+                .iter()
+                .find(|info| info.field("name").and_then(Reply::str) == Some(&group))
+                .and_then(|info| info.field("last-delivered-id"))
+                .and_then(Reply::text)
+                .and_then(EntryId::parse);
+            let Some(last) = last else { continue };
+            let lowest = pending
+                .array()
+                .get(1)
+                .and_then(Reply::text)
+                .and_then(EntryId::parse);
+            let position = match (lowest, last) {
+                (Some(lowest), _) => lowest.offset(),
+                (None, EntryId { ms: 0, seq }) => seq,
+                (None, last) => last.offset() + 1,
+            };
+            all.push(CommittedPosition::new(partition, position));
         }
         Ok(all)
     }

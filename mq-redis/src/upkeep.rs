@@ -12,7 +12,6 @@ use mq_api::{Position, Result, Timestamp, TopicName};
 use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
-    clock::ServerClock,
     delay, error,
     format::{Entry, EntryId, stamp_of},
     link::Conn,
@@ -34,7 +33,6 @@ const SMALLEST_TRIM: u64 = 16;
 /// Runs while any topic is open.
 pub(crate) struct Upkeep {
     shared: Arc<Shared>,
-    clock: Arc<ServerClock>,
     state: Mutex<State>,
     woken: Notify,
 }
@@ -62,10 +60,9 @@ pub(crate) struct OpenTopic {
 }
 
 impl Upkeep {
-    pub(crate) fn new(shared: Arc<Shared>, clock: Arc<ServerClock>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
-            clock,
             state: Mutex::default(),
             woken: Notify::new(),
         }
@@ -170,7 +167,7 @@ async fn look_after(upkeep: Arc<Upkeep>) {
             }
             if now >= next_sync {
                 next_sync = now + SYNC;
-                upkeep.clock.sync(&conn).await?;
+                upkeep.shared.clock.sync(&conn).await?;
             }
             Ok::<(), mq_api::Error>(())
         }
@@ -279,7 +276,7 @@ async fn find_delayed(upkeep: &Upkeep, conn: &Conn, topic: &Topic) -> Result<()>
     for partition in 0..topic.partitions {
         pipe.add_command(delay::next_due(&keys.delay(&topic.name, partition)));
     }
-    let now = upkeep.clock.now();
+    let now = upkeep.shared.clock.now();
     for (partition, reply) in (0..topic.partitions).zip(conn.call_all(&pipe).await?) {
         if let Some(due) = score(&reply) {
             let due = Timestamp::from_millis(due);
@@ -335,6 +332,7 @@ async fn trim(upkeep: &Upkeep, conn: &Conn, topic: &Topic) -> Result<()> {
         if let Some(age) = meta.retention_ms {
             let oldest = Timestamp::from_millis(
                 upkeep
+                    .shared
                     .clock
                     .now()
                     .as_millis()
