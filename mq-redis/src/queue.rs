@@ -235,41 +235,54 @@ impl Inner {
         self.arrived.notify_waiters();
     }
 
-    /// Takes what is there for a receiver. What has too little of its lease left goes back instead.
-    fn pop(&self, state: &mut State, max: usize) -> Vec<QueueRecord> {
+    /// Sets aside what has too little of its lease left to be handed over.
+    fn set_late_aside(&self, state: &mut State) {
         let enough = self.clock.now() + self.lease / 4;
-        let mut records = Vec::new();
-        while records.len() < max {
-            let Some(Buffered {
-                partition,
-                record,
-                id,
-            }) = state.buffer.pop_front()
-            else {
-                break;
-            };
-            let Some(held) = state.held.get(&(partition, id)).copied() else {
-                continue;
-            };
-            if held.until < enough {
-                state.late.push((partition, id));
-                self.sooner.notify_one();
-                continue;
+        let State {
+            buffer, held, late, ..
+        } = state;
+        buffer.retain(|buffered| {
+            let at = (buffered.partition, buffered.id);
+            let fresh = held.get(&at).is_some_and(|held| held.until >= enough);
+            if !fresh {
+                late.push(at);
             }
-            let receipt = Receipt {
-                partition,
-                id,
-                attempt: held.attempt,
-            };
-            records.push(QueueRecord::new(
-                partition,
-                record,
-                receipt.encode(),
-                held.attempt,
-                held.until,
-            ));
+            fresh
+        });
+    }
+
+    /// Takes what is there for a receiver.
+    fn pop(&self, state: &mut State, max: usize) -> Vec<QueueRecord> {
+        self.set_late_aside(state);
+        if !state.late.is_empty() {
+            self.sooner.notify_one();
         }
-        records
+        let most = max.min(state.buffer.len());
+        let State { buffer, held, .. } = state;
+        buffer
+            .drain(..most)
+            .filter_map(
+                |Buffered {
+                     partition,
+                     record,
+                     id,
+                 }| {
+                    let held = held.get(&(partition, id))?;
+                    let receipt = Receipt {
+                        partition,
+                        id,
+                        attempt: held.attempt,
+                    };
+                    Some(QueueRecord::new(
+                        partition,
+                        record,
+                        receipt.encode(),
+                        held.attempt,
+                        held.until,
+                    ))
+                },
+            )
+            .collect()
     }
 
     /// Checks receipts against their leases, and takes those out that stand where they are settled for good.

@@ -298,6 +298,7 @@ async fn look_on(inner: &Inner, conn: &Conn, partitions: u32) -> Result<()> {
 async fn return_late(inner: &Inner, conn: &Conn) -> Result<()> {
     let late: Vec<((u32, EntryId), Held)> = {
         let mut state = inner.lock();
+        inner.set_late_aside(&mut state);
         std::mem::take(&mut state.late)
             .into_iter()
             .filter_map(|at| Some((at, state.held.remove(&at)?)))
