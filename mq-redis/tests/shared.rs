@@ -197,19 +197,25 @@ async fn a_dropped_receive_swallows_nothing_and_close_gives_back_at_once() {
     let topic = create(&mq, "jobs", 1).await;
     let producer = producer(&mq, &topic).await;
     let queue = share(&mq, &topic).await;
+    let mut first = Vec::new();
     for round in 0..50 {
-        // Dropped while the server is asked.
-        let _ = tokio::time::timeout(Duration::from_micros(50 * (round % 7)), queue.receive(1)).await;
+        let limit = Duration::from_micros(50 * (round % 7));
+        // Mostly dropped while the server is asked.
+        if let Ok(records) = tokio::time::timeout(limit, queue.receive(1)).await {
+            first.extend(records.unwrap());
+        }
         send_numbers(&*producer, 0, [round]).await;
     }
-    let first = receive_all(&*queue, 50).await;
-    assert_eq!(first.len(), 50);
-    assert!(first.iter().all(|record| record.attempt == 1));
+    let missing = 50 - first.len();
+    first.extend(receive_all(&*queue, missing).await);
+    assert_eq!(numbers(&first).into_iter().collect::<BTreeSet<_>>().len(), 50);
+    let attempts: Vec<u32> = first.iter().map(|record| record.attempt).collect();
+    assert_eq!(attempts, vec![1; 50]);
     let closing = Instant::now();
     queue.close().await.unwrap();
     let next = share(&mq, &topic).await;
     let again = receive_all(&*next, 50).await;
-    assert!(closing.elapsed() < LEASE, "{:?}", closing.elapsed());
+    assert!(closing.elapsed() < LEASE / 2, "{:?}", closing.elapsed());
     assert!(again.iter().all(|record| record.attempt == 2));
     let members = redis
         .command(&["XINFO", "CONSUMERS", "mq:{jobs:0}", "workers"])
