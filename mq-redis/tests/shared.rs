@@ -1,5 +1,7 @@
 //! The shared mode on a real server, through the driver traits.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod support;
 
 use std::{

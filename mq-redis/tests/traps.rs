@@ -1,5 +1,7 @@
 //! What has gone wrong with Redis before, each as a test on a real server.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 mod support;
 
 use std::{

@@ -102,7 +102,6 @@ pub struct Member {
     pub outages: usize,
     pub recoveries: usize,
     pub topic_gone: bool,
-    pub auto_release: bool,
 }
 
 pub fn subscription(topic: &TopicName, name: &str) -> Subscription {
@@ -122,7 +121,6 @@ pub async fn join(mq: &RedisMq, subscription: Subscription) -> Member {
         outages: 0,
         recoveries: 0,
         topic_gone: false,
-        auto_release: true,
     }
 }
 
@@ -146,12 +144,10 @@ impl Member {
                 }
             }
             Event::Revoked(ids) => {
-                if self.auto_release {
-                    for id in &ids {
-                        self.assigned.remove(&id.partition);
-                    }
-                    self.consumer.release(ids).await.unwrap();
+                for id in &ids {
+                    self.assigned.remove(&id.partition);
                 }
+                self.consumer.release(ids).await.unwrap();
             }
             Event::Lost(ids) => {
                 for id in ids {
