@@ -390,6 +390,9 @@ impl<'a> View<'a> {
                         !before
                     });
                 }
+                What::NotStored { group, member } => {
+                    acked.remove(&(group.as_str(), member.as_str()));
+                }
                 What::HandedOver {
                     group,
                     member,
@@ -539,6 +542,7 @@ fn show(record: &Record) -> String {
             "{member} of {group}: the commit called at {:.6} s returned",
             called.as_secs_f64()
         ),
+        What::NotStored { group, member } => format!("{member} of {group}: a commit failed"),
         What::Committed {
             group,
             partition,

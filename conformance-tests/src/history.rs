@@ -78,6 +78,8 @@ pub(crate) enum What {
         member: String,
         called: Duration,
     },
+    /// `commit` has failed: what the member acked before it was called may be lost, which it has been told by that.
+    NotStored { group: String, member: String },
     /// The group's committed position was read.
     Committed {
         group: String,
@@ -220,7 +222,13 @@ impl History {
     /// Commits, and writes down that what was acked before is stored.
     pub(crate) async fn commit(&self, group: &str, member: &str, consumer: &Consumer) -> CaseResult {
         let called = self.now();
-        consumer.commit().await?;
+        if let Err(error) = consumer.commit().await {
+            self.record(What::NotStored {
+                group: group.to_owned(),
+                member: member.to_owned(),
+            });
+            return Err(error.into());
+        }
         self.record(What::Stored {
             group: group.to_owned(),
             member: member.to_owned(),
