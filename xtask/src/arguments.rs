@@ -17,7 +17,12 @@ usage: cargo xtask COMMAND
       Runs the conformance suite against a broker that runs already and prints its table.
   brokers start|stop redis|kafka|amqp|rocketmq
       Starts a broker to play with and prints its URL; ends it.
-  ci [fmt] [clippy] [docs] [features] [deny] [test]
+  bench --backend memory [--quick] [--write]
+      Measures the core side by side with tokio's channels and the peers, and prints the table of ratios.
+      --write puts it into benches/RESULTS-memory.md.
+  gates
+      Counts allocations and, under callgrind, instructions a message, and checks the limits in benches/limits.txt.
+  ci [fmt] [clippy] [docs] [features] [deny] [gates] [test]
       Runs what CI runs, or the named steps of it.
 
 MQ_TEST_CACHE names the folder for fetched servers (default: ~/.cache/mq-test-brokers). MQ_TEST_REDIS_URL,
@@ -31,7 +36,16 @@ pub(crate) enum Task {
     Test(Selection),
     Conformance(String, Vec<String>),
     Brokers(BrokerCommand),
+    Bench(Bench),
+    Gates,
     Ci(Vec<CiStep>),
+}
+
+/// What is to be measured.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bench {
+    pub(crate) quick: bool,
+    pub(crate) write: bool,
 }
 
 /// What is to be done with a broker for a person.
@@ -51,16 +65,18 @@ pub(crate) enum CiStep {
     Docs,
     Features,
     Deny,
+    Gates,
     Test,
 }
 
 impl CiStep {
-    const ALL: [(Self, &'static str); 6] = [
+    const ALL: [(Self, &'static str); 7] = [
         (Self::Fmt, "fmt"),
         (Self::Clippy, "clippy"),
         (Self::Docs, "docs"),
         (Self::Features, "features"),
         (Self::Deny, "deny"),
+        (Self::Gates, "gates"),
         (Self::Test, "test"),
     ];
 
@@ -106,6 +122,8 @@ impl Task {
                 Ok(Self::Conformance(url, words.collect()))
             }
             "brokers" => broker_command(words).map(Self::Brokers),
+            "bench" => bench(words).map(Self::Bench),
+            "gates" => Ok(Self::Gates),
             "ci" => {
                 let named = words
                     .map(|name| CiStep::parse(&name))
@@ -156,6 +174,24 @@ fn selection(mut words: impl Iterator<Item = String>) -> Result<Selection, Usage
     Ok(selection)
 }
 
+fn bench(mut words: impl Iterator<Item = String>) -> Result<Bench, UsageError> {
+    let mut bench = Bench::default();
+    let mut backend = None;
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--quick" => bench.quick = true,
+            "--write" => bench.write = true,
+            "--backend" => backend = words.next(),
+            other => return Err(UsageError::value("option", other)),
+        }
+    }
+    match backend.as_deref() {
+        Some("memory") => Ok(bench),
+        Some(other) => Err(UsageError::value("backend", other)),
+        None => Err(UsageError("bench needs --backend".into())),
+    }
+}
+
 fn broker_command(mut words: impl Iterator<Item = String>) -> Result<BrokerCommand, UsageError> {
     let (Some(verb), Some(name), None) = (words.next(), words.next(), words.next()) else {
         return Err(UsageError("brokers needs start or stop, and a name".into()));
@@ -204,6 +240,8 @@ mod tests {
             ("brokers start", "needs start or stop"),
             ("brokers burn redis", "`burn`"),
             ("ci lint", "`lint`"),
+            ("bench", "--backend"),
+            ("bench --backend memory --slow", "`--slow`"),
             ("conformance", "needs a URL"),
         ] {
             let text = parse(line).unwrap_err().to_string();
@@ -216,7 +254,7 @@ mod tests {
         let Task::Ci(steps) = parse("ci").unwrap() else {
             panic!("not ci")
         };
-        assert_eq!(steps.len(), 6);
+        assert_eq!(steps.len(), 7);
         let Task::Ci(steps) = parse("ci deny fmt").unwrap() else {
             panic!("not ci")
         };

@@ -1,4 +1,4 @@
-//! The project's own commands: test, conformance, brokers, ci.
+//! The project's own commands: test, conformance, brokers, bench, gates, ci.
 
 #![allow(
     clippy::print_stdout,
@@ -7,9 +7,11 @@
 )]
 
 mod arguments;
+mod bench;
 mod brokers;
 mod cargo;
 mod checks;
+mod gates;
 mod suite;
 mod summary;
 
@@ -43,6 +45,8 @@ fn run(task: Task) -> Result<bool> {
         Task::Test(selection) => suite::test(&selection),
         Task::Conformance(url, rest) => suite::conformance(&url, &rest),
         Task::Brokers(command) => brokers::run(command),
+        Task::Gates => gates::check(),
+        Task::Bench(bench) => bench::run(&bench),
         Task::Ci(steps) => ci(&steps),
     }
 }
@@ -56,6 +60,7 @@ fn ci(steps: &[CiStep]) -> Result<bool> {
             CiStep::Docs => checks::timed("docs", checks::docs),
             CiStep::Features => checks::timed("features", checks::features),
             CiStep::Deny => checks::timed("deny", checks::deny),
+            CiStep::Gates => checks::timed("gates", gates::check),
             // Not timed here: its last line is the count of tests.
             CiStep::Test => suite::test(&suite::Selection::default()),
         }?;

@@ -1,5 +1,5 @@
 //! Measures the core on memory against tokio's channels. `cargo xtask bench --backend memory` runs it.
-#![allow(clippy::print_stdout)] // The table is what it is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // The table is what it is for.
 
 use std::rc::Rc;
 
@@ -11,6 +11,9 @@ use benches::{
 use tokio::runtime::Runtime;
 
 type Round = fn(&Runtime, &Work) -> Result<f64, String>;
+
+/// Names the work, what it runs on, what it is compared with, and what is asked of the ratio.
+type Plan<'a> = (&'a str, &'a Rc<Runtime>, Work, &'a str, Round, Goal);
 
 fn contender(name: &str, runtime: &Rc<Runtime>, work: &Work, round: Round) -> Contender {
     let (runtime, work) = (Rc::clone(runtime), work.clone());
@@ -40,7 +43,7 @@ fn main() {
         batch: size,
         ..single.clone()
     };
-    let plans: Vec<(&str, &Rc<Runtime>, Work, &str, Round, Goal)> = vec![
+    let plans: Vec<Plan<'_>> = vec![
         (
             "1 to 1, one by one, 2 workers",
             &two,
@@ -115,10 +118,10 @@ fn main() {
             &contender(against, runtime, &work, round),
             goal,
         );
-        println!("{name}: {:.2}x {against}", row.median());
+        eprintln!("{name}: {:.2}x {against}", row.median());
         rows.push(row);
     }
-    println!("\n{}", table::markdown(&rows));
+    println!("{}", table::markdown(&rows));
     if rows.iter().any(|row| row.failed.is_some()) {
         std::process::exit(1);
     }

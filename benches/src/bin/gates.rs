@@ -105,6 +105,14 @@ async fn work(name: &str, count: u64) -> Result<bool> {
     match name {
         "produce-single" => bench.produce(count, 1).await?,
         "produce-batch" => bench.produce(count, 64).await?,
+        "consume-single" => {
+            bench.produce(count, 64).await?;
+            bench.consume(count, 1).await?;
+        }
+        "consume-batch" => {
+            bench.produce(count, 64).await?;
+            bench.consume(count, 64).await?;
+        }
         "round-trip-single" => bench.round_trips(count, 1).await?,
         "round-trip-batch" => bench.round_trips(count, 64).await?,
         _ => return Ok(false),
