@@ -139,7 +139,7 @@ fn capabilities() -> Capabilities {
     all.topic_id = Support::Native;
     all.sticky_assignment = Support::Native;
     all.offset_at = Support::Emulated;
-    all.tombstone = Support::Native;
+    all.tombstone = Support::Emulated;
     all.list_topics = Support::Native;
     all.retention_age = Support::Emulated;
     all.retention_bytes = Support::Emulated;
