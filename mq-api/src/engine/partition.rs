@@ -47,6 +47,8 @@ pub(crate) struct Partition {
     resumed_attempts: HashMap<Offset, u32>,
     /// Below this a message may have ended the last owner: its hand-over is stored first.
     careful_until: Offset,
+    /// Below this hand-overs were stored before this tenure, and perhaps never took place: they keep their order.
+    resumed_until: Offset,
     /// With automatic acks, only what lies below is committed already and may be handed over.
     auto_committed: Offset,
     pub(crate) commits: CommitState,
@@ -134,6 +136,12 @@ impl Partition {
             } else {
                 0
             },
+            resumed_until: assignment
+                .attempts
+                .iter()
+                .map(|(offset, _)| offset.saturating_add(1))
+                .max()
+                .unwrap_or(0),
             auto_committed: if config.auto_ack {
                 assignment.position
             } else {
@@ -232,7 +240,9 @@ impl Partition {
                 Some(Reverse(item)) => item,
                 // One at a time while the message that ended the last owner may be ahead: a message behind it must not
                 // be counted as handed over.
-                None if !self.storing.is_empty() && self.unread() <= self.careful_until => {
+                None if !self.storing.is_empty()
+                    && self.unread() <= self.careful_until.max(self.resumed_until) =>
+                {
                     return Next::Nothing;
                 }
                 None => match self.take_fetched(config) {

@@ -57,6 +57,27 @@ async fn a_nacked_message_comes_back_after_its_delay_and_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hand_over_that_was_stored_and_perhaps_never_was_is_not_overtaken() {
+    let script = Script::new();
+    let consumer = script.open(|builder| builder).await;
+    let mut failures = 1;
+    script.answer_commits(move || {
+        if failures > 0 {
+            failures -= 1;
+            return Err(Error::new(ErrorKind::Connection, "cut"));
+        }
+        Ok(CommitOutcome::Stored)
+    });
+    script.assign(Assignment::new(FIRST, 0).with_attempts(vec![(1, 1)]));
+    script.batch(FIRST, 0, 0..4);
+    let mut held = Vec::new();
+    while held.len() < 4 {
+        held.extend(consumer.consume_batch(10).await.unwrap());
+    }
+    assert_eq!(offsets(&held), [0, 1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_second_attempt_is_stored_before_it_is_handed_over() {
     let script = Script::new();
     let consumer = script.open(|builder| builder.backoff(Backoff::NONE)).await;
