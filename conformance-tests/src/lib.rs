@@ -1,6 +1,6 @@
 //! The conformance suite that every mq driver passes.
 //!
-//! A driver implements [`Harness`] in its test file and hands it to `run`:
+//! A driver implements [`Harness`] in its test file and hands it to [`run`]:
 //!
 //! ```toml
 //! [[test]]
@@ -12,8 +12,24 @@
 //! and goes through the public API only. The README of this crate lists the cases and the guarantees that they stand
 //! for.
 
+mod agent;
+mod capability;
+mod cases;
+mod checker;
+mod context;
+mod failure;
+mod flow;
 mod harness;
+mod history;
+mod member;
+mod refusal;
+mod report;
+mod runner;
+mod wrap;
 
-pub use self::harness::{
-    Fault, Harness, HarnessError, HarnessResult, Nature, Server, ServerKind, StoredFormat, Times,
+pub use self::{
+    context::{Measured, Measurement},
+    harness::{Fault, Harness, HarnessError, HarnessResult, Nature, Server, ServerKind, StoredFormat, Times},
+    report::{CaseReport, Counts, Report, TimeReport, Verdict},
+    runner::{run, run_all, run_some, serve_child},
 };

@@ -239,24 +239,16 @@ impl Member {
         Ok(())
     }
 
-    /// Waits until the member's process has ended by itself.
-    pub(crate) async fn wait_dead(&mut self) -> CaseResult {
-        if let Body::Process(child) = &mut self.body {
-            let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
-            let Ok(status) = ended else {
-                fail!("member {} did not end within {PATIENCE:?}", self.name)
-            };
-            note!(self.cx, "member {}: ended with {}", self.name, status?);
-        }
-        if let Body::Runtime(thread) = &mut self.body
-            && let Some(handle) = thread.handle.take()
-        {
-            tokio::task::spawn_blocking(move || handle.join())
-                .await?
-                .map_err(|_| Failure::new("a member panicked"))?;
-        }
-        self.body = Body::Dead;
-        Ok(())
+    /// Tells whether the member has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> CaseResult<bool> {
+        Ok(match &mut self.body {
+            Body::Process(child) => child.try_wait()?.is_some(),
+            Body::Runtime(thread) => thread
+                .handle
+                .as_ref()
+                .is_none_or(std::thread::JoinHandle::is_finished),
+            Body::Dead => true,
+        })
     }
 
     /// Stops everything in the member: its connections stand and nothing answers.
