@@ -58,6 +58,8 @@ pub(crate) enum Isolation {
     OwnServer,
     /// Alone in a child process, whose threads, tasks, descriptors and processor time it counts.
     Alone,
+    /// On the shared server when all others are done: it judges what they found.
+    Last,
 }
 
 /// Groups the cases.
@@ -129,6 +131,12 @@ impl Case {
     /// Runs the case alone in a child process.
     pub(crate) const fn alone(mut self) -> Self {
         self.isolation = Isolation::Alone;
+        self
+    }
+
+    /// Runs the case when all others are done.
+    pub(crate) const fn last(mut self) -> Self {
+        self.isolation = Isolation::Last;
         self
     }
 

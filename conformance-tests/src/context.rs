@@ -1,7 +1,7 @@
 //! What a case works with.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fmt,
     future::Future,
     sync::{
@@ -22,6 +22,7 @@ use crate::{
     harness::{Harness, HarnessResult, Nature, Server, Times},
     history::History,
     member::{Member, MemberKind},
+    report::Verdict,
     wrap::Forward,
 };
 
@@ -53,6 +54,7 @@ struct Inner {
     history: History,
     state: Mutex<State>,
     counts: Counts,
+    verdicts: HashMap<&'static str, Verdict>,
 }
 
 #[derive(Default)]
@@ -126,6 +128,7 @@ impl Context {
         harness: Arc<dyn Harness>,
         server: Arc<dyn Server>,
         capabilities: Capabilities,
+        verdicts: HashMap<&'static str, Verdict>,
     ) -> Self {
         let token: String = std::iter::repeat_with(fastrand::lowercase).take(8).collect();
         Self {
@@ -142,6 +145,7 @@ impl Context {
                 history: History::new(),
                 state: Mutex::default(),
                 counts: Counts::default(),
+                verdicts,
             }),
         }
     }
@@ -184,6 +188,11 @@ impl Context {
     /// Tells whether the backend says that it can do this.
     pub(crate) fn can(&self, capability: Capability) -> bool {
         capability.of(&self.inner.capabilities).is_supported()
+    }
+
+    /// Returns how another case of this run went; only the last one is told.
+    pub(crate) fn verdict(&self, id: &str) -> Option<Verdict> {
+        self.inner.verdicts.get(id).copied()
     }
 
     /// Returns the case's own client, opened at the first call and closed behind the case.
@@ -393,7 +402,7 @@ impl Context {
                 std::mem::take(&mut state.topics),
             )
         };
-        let shared = self.inner.case.isolation == crate::cases::Isolation::Shared;
+        let shared = self.inner.case.isolation != crate::cases::Isolation::OwnServer;
         if shared
             && !topics.is_empty()
             && let Some(mq) = self.inner.mq.get()

@@ -36,9 +36,10 @@ pub trait Harness: Send + Sync + 'static {
     }
 
     /// Returns what the driver must declare; the suite compares it field by field, so that no driver passes by
-    /// claiming less. `None`: whatever it declares is taken at its word.
+    /// claiming less. For the drivers of this project that is the table of the design; for others `None`: whatever it
+    /// declares is taken at its word.
     fn expected(&self) -> Option<Capabilities> {
-        None
+        crate::table::expected(self.name())
     }
 
     /// Returns the times that the driver declares.

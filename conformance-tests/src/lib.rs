@@ -25,6 +25,7 @@ mod member;
 mod refusal;
 mod report;
 mod runner;
+mod table;
 mod wrap;
 
 pub use self::{

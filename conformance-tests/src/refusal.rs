@@ -11,25 +11,32 @@ use crate::{
     flow::refused,
 };
 
-/// Checks the typed refusal of what the backend declares `Unsupported`, and reports it so. What has no call that could
-/// be refused (such as acks that survive above the watermark) is only reported.
+/// Checks the typed refusal of what the backend declares `Unsupported`, and reports the case so. What has no call that
+/// could be refused (such as acks that survive above the watermark) is only reported.
 pub(crate) async fn check(cx: Context, capability: Capability) -> CaseResult {
     let what = capability.name();
-    match refuse(&cx, capability).await? {
-        Some(error) => {
-            ensure!(
-                error.context().contains(cx.capabilities().backend),
-                "the refusal of {what} does not name the backend: {error}"
-            );
-            ensure!(
-                !error.is_retryable(),
-                "the refusal of {what} says that it is retryable: {error}"
-            );
-            cx.refused(format!("{what}: {error}"));
-        }
+    match verify(&cx, capability).await? {
+        Some(error) => cx.refused(format!("{what}: {error}")),
         None => cx.refused(format!("{what}: declared as unsupported")),
     }
     Ok(())
+}
+
+/// Checks the typed refusal of what the backend declares `Unsupported`, and returns it.
+pub(crate) async fn verify(cx: &Context, capability: Capability) -> CaseResult<Option<mq_api::Error>> {
+    let what = capability.name();
+    let Some(error) = refuse(cx, capability).await? else {
+        return Ok(None);
+    };
+    ensure!(
+        error.context().contains(cx.capabilities().backend),
+        "the refusal of {what} does not name the backend: {error}"
+    );
+    ensure!(
+        !error.is_retryable(),
+        "the refusal of {what} says that it is retryable: {error}"
+    );
+    Ok(Some(error))
 }
 
 /// Makes the call that needs a capability, which must be refused by name.

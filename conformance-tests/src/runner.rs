@@ -1,9 +1,10 @@
 //! Runs the cases.
 
 use std::{
+    collections::HashMap,
     panic::AssertUnwindSafe,
     process::{ExitCode, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,7 @@ use mq_api::Capabilities;
 use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::{Builder, Runtime},
-    sync::{OnceCell, Semaphore},
+    sync::{OnceCell, Semaphore, watch},
 };
 
 use crate::{
@@ -66,7 +67,8 @@ pub fn run(harness: impl Harness) -> ExitCode {
         Ok(runtime) => Arc::new(runtime),
         Err(error) => return complain(&format!("no runtime: {error}")),
     };
-    let suite = Arc::new(Suite::new(harness));
+    let chosen = cases::all().filter(|case| is_chosen(&arguments, &case.full_name()));
+    let suite = Arc::new(Suite::new(harness, chosen.count()));
     let done = Arc::new(Mutex::new(Vec::new()));
     let mut trials = Vec::new();
     for (place, case) in cases::all().enumerate() {
@@ -77,16 +79,14 @@ pub fn run(harness: impl Harness) -> ExitCode {
                 Verdict::Failed => Err(Failed::from(explain(&report))),
                 _ => Ok(()),
             };
-            done.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push((place, report));
+            lock(&done).push((place, report));
             outcome
         }));
     }
     // A thread a case: those wait for their turn in the suite, which knows how many may run at once.
     arguments.test_threads.get_or_insert(trials.len().max(1));
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let mut reports = std::mem::take(&mut *done.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut reports = std::mem::take(&mut *lock(&done));
     if !reports.is_empty() {
         reports.sort_by_key(|(place, _)| *place);
         let reports = reports.into_iter().map(|(_, report)| report).collect();
@@ -111,8 +111,8 @@ pub async fn run_all(harness: impl Harness) -> Report {
 /// report.
 pub async fn run_some(harness: impl Harness, filter: impl Fn(&str) -> bool) -> Report {
     let harness: Arc<dyn Harness> = Arc::new(harness);
-    let suite = Arc::new(Suite::new(Arc::clone(&harness)));
     let chosen: Vec<_> = cases::all().filter(|case| filter(&case.full_name())).collect();
+    let suite = Arc::new(Suite::new(Arc::clone(&harness), chosen.len()));
     let runs = chosen.into_iter().map(|case| {
         let suite = Arc::clone(&suite);
         tokio::spawn(async move { suite.run(case).await })
@@ -139,10 +139,14 @@ pub(crate) struct Suite {
     beside: Semaphore,
     own: Semaphore,
     alone: Semaphore,
+    /// How many cases of this run are not done.
+    to_do: watch::Sender<usize>,
+    verdicts: Mutex<HashMap<&'static str, Verdict>>,
 }
 
 impl Suite {
-    pub(crate) fn new(harness: Arc<dyn Harness>) -> Self {
+    /// Makes a suite that will run so many cases.
+    pub(crate) fn new(harness: Arc<dyn Harness>, cases: usize) -> Self {
         let parallel = std::env::var(PARALLEL)
             .ok()
             .and_then(|text| text.parse().ok())
@@ -154,6 +158,8 @@ impl Suite {
             beside: Semaphore::new(parallel),
             own: Semaphore::new(OWN_SERVERS.min(parallel)),
             alone: Semaphore::new(1),
+            to_do: watch::Sender::new(cases),
+            verdicts: Mutex::default(),
         }
     }
 
@@ -163,6 +169,11 @@ impl Suite {
             Isolation::Shared => &self.beside,
             Isolation::OwnServer => &self.own,
             Isolation::Alone => &self.alone,
+            Isolation::Last => {
+                // Only this one is left; there is one such case.
+                let _ = self.to_do.subscribe().wait_for(|left| *left <= 1).await;
+                &self.beside
+            }
         };
         let _turn = turn.acquire().await;
         let begun = Instant::now();
@@ -170,6 +181,8 @@ impl Suite {
             Ok(outcome) => outcome,
             Err(failure) => (Verdict::Failed, failure.to_string(), Remains::default()),
         };
+        lock(&self.verdicts).insert(case.id, verdict);
+        self.to_do.send_modify(|left| *left = left.saturating_sub(1));
         CaseReport::new(case, verdict, detail, begun.elapsed(), remains)
     }
 
@@ -188,7 +201,7 @@ impl Suite {
             return Ok((verdict, why, Remains::default()));
         }
         match case.isolation {
-            Isolation::Shared => {
+            Isolation::Shared | Isolation::Last => {
                 let (server, capabilities) = self.shared().await?;
                 Ok(self.attempt(case, server, capabilities).await)
             }
@@ -238,7 +251,13 @@ impl Suite {
             .iter()
             .copied()
             .find(|needed: &Capability| !needed.of(&capabilities).is_supported());
-        let cx = Context::new(case, Arc::clone(&self.harness), Arc::clone(&server), capabilities);
+        let cx = Context::new(
+            case,
+            Arc::clone(&self.harness),
+            Arc::clone(&server),
+            capabilities,
+            lock(&self.verdicts).clone(),
+        );
         let work = match lacks {
             None => (case.run)(cx.clone()),
             Some(capability) => Box::pin(refusal::check(cx.clone(), capability)),
@@ -270,6 +289,22 @@ impl Suite {
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells whether the test runner will run a case, by the runner's own rules.
+fn is_chosen(arguments: &Arguments, name: &str) -> bool {
+    let matches = |filter: &String| {
+        if arguments.exact {
+            name == filter
+        } else {
+            name.contains(filter.as_str())
+        }
+    };
+    arguments.filter.as_ref().is_none_or(matches) && !arguments.skip.iter().any(matches)
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -341,7 +376,7 @@ fn serve_alone(harness: Arc<dyn Harness>, id: &str) -> ExitCode {
         Err(error) => return complain(&format!("no runtime: {error}")),
     };
     let answer = runtime.block_on(async {
-        let suite = Suite::new(harness);
+        let suite = Suite::new(harness, 1);
         let url = std::env::var(ALONE_URL).unwrap_or_default();
         let capabilities = suite.capabilities(&url).await;
         let (verdict, detail, remains) = match capabilities {

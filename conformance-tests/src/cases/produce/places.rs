@@ -90,6 +90,7 @@ pub(super) async fn one_key_has_one_partition(cx: Context) -> CaseResult {
             payload: "k".to_owned(),
             key: Some(key.clone()),
             partition: None,
+            delay: None,
         })
         .collect();
     for (key, sent) in keys.iter().zip(member.produce(&topic, messages).await?) {
