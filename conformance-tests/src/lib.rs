@@ -22,6 +22,8 @@ mod flow;
 mod harness;
 mod history;
 mod member;
+#[cfg(test)]
+mod mutants;
 mod refusal;
 mod report;
 mod runner;

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    process::{Child, Command as Process},
+    process::Child,
     sync::{Notify, mpsc, oneshot},
 };
 
@@ -427,7 +427,7 @@ fn spawn_process(
     mut commands: mpsc::UnboundedReceiver<Command>,
     reports: mpsc::UnboundedSender<Report>,
 ) -> CaseResult<Child> {
-    let mut child = Process::new(std::env::current_exe()?)
+    let mut child = crate::runner::this_executable()?
         .env(MEMBER, cx.url())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

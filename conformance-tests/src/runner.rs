@@ -334,9 +334,18 @@ struct AloneAnswer {
     remains: Remains,
 }
 
+/// Makes a command that runs this executable once more. The suite's own unit tests name the test in it that serves.
+pub(crate) fn this_executable() -> std::io::Result<tokio::process::Command> {
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
+    if cfg!(test) {
+        command.args(["mutants::serve_child", "--exact", "--nocapture"]);
+    }
+    Ok(command)
+}
+
 /// Runs a case in a child process of its own.
 async fn run_alone(case: &'static Case, url: &str) -> CaseResult<(Verdict, String, Remains)> {
-    let child = tokio::process::Command::new(std::env::current_exe()?)
+    let child = this_executable()?
         .env(ALONE, case.id)
         .env(ALONE_URL, url)
         .stdin(Stdio::null())
@@ -423,7 +432,7 @@ impl Server for Elsewhere {
     }
 }
 
-fn runtime(workers: usize) -> std::io::Result<Runtime> {
+pub(crate) fn runtime(workers: usize) -> std::io::Result<Runtime> {
     Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()

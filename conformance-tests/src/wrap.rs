@@ -18,13 +18,15 @@ use std::{
 
 use async_trait::async_trait;
 use mq_api::{
-    Capabilities, Moment, Offset, Position, Result, Timestamp, TopicDescription, TopicName, TopicSpec,
+    Capabilities, ClientOptions, Moment, Offset, Position, Result, Timestamp, TopicDescription, TopicName, TopicSpec,
     driver::{
         AssignmentId, Commit, CommitOutcome, CommittedPosition, CommittedRequest, Consumer, Event, Events,
         FetchRequest, Fetched, Mq, Producer, ProducerRequest, QueueConsumer, QueueReceipt, QueueRecord,
         Reader, SendBatch, SendWindow, Subscription,
     },
 };
+
+use tokio::sync::watch;
 
 pub(crate) use self::{consumer::TweakedConsumer, producer::TweakedProducer, reader::TweakedReader};
 
@@ -53,6 +55,10 @@ impl Scope {
 /// Changes what a driver does. Each method stands for one of the driver traits' and forwards unless it is replaced.
 #[async_trait]
 pub(crate) trait Tweak: Debug + Send + Sync + 'static {
+    /// Returns the options of the portable client in front of the driver.
+    fn client_options(&self) -> ClientOptions {
+        ClientOptions::default()
+    }
     fn capabilities(&self, declared: Capabilities) -> Capabilities {
         declared
     }
@@ -98,6 +104,9 @@ pub(crate) trait Tweak: Debug + Send + Sync + 'static {
         inner.close().await
     }
 
+    fn partitions(&self, _scope: &Scope, partitions: watch::Receiver<u32>) -> watch::Receiver<u32> {
+        partitions
+    }
     fn window(&self, _scope: &Scope, window: SendWindow) -> SendWindow {
         window
     }

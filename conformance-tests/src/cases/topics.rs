@@ -26,7 +26,7 @@ pub(crate) const CASES: &[Case] = &[
     case!("T10", Topics, added_partitions_are_used_by_those_that_run).needs(&[Capability::AddPartitions]),
 ];
 
-/// Guarantee "topics": a topic has the partitions that were asked for, numbered from 0.
+/// G17 topics: a topic has the partitions that were asked for, numbered from 0.
 async fn created_topic_has_exactly_its_partitions(cx: Context) -> CaseResult {
     for partitions in [1, 3, 16] {
         let topic = cx.topic("made", partitions).await?;
@@ -51,7 +51,7 @@ async fn created_topic_has_exactly_its_partitions(cx: Context) -> CaseResult {
     Ok(())
 }
 
-/// Guarantee "topics": creating is idempotent, and never changes a topic that exists.
+/// G17 topics: creating is idempotent, and never changes a topic that exists.
 async fn creating_again_changes_nothing(cx: Context) -> CaseResult {
     let topic = cx.topic("again", 3).await?;
     let mq = cx.mq().await?;
@@ -122,7 +122,7 @@ fn illegal_names() -> Vec<String> {
     names
 }
 
-/// Guarantee "names": one rule for all backends; what breaks it is refused before any I/O, and what holds to it works.
+/// G17 names: one rule for all backends; what breaks it is refused before any I/O, and what holds to it works.
 async fn names_hold_to_the_portable_rule(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let good = cx.topic("good", 1).await?;
@@ -192,7 +192,7 @@ async fn names_hold_to_the_portable_rule(cx: Context) -> CaseResult {
     Ok(())
 }
 
-/// Guarantee "bad input": a partition count is at least 1 and at most the backend's limit.
+/// G10 bad input: a partition count is at least 1 and at most the backend's limit.
 async fn partition_counts_out_of_range_are_refused(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let most = cx.capabilities().max_partitions;
@@ -222,7 +222,7 @@ async fn partition_counts_out_of_range_are_refused(cx: Context) -> CaseResult {
     Ok(())
 }
 
-/// Guarantee "deletion": unknown is `Ok`; a deleted topic is gone for everybody within the declared time; made again it
+/// G17 deletion: unknown is `Ok`; a deleted topic is gone for everybody within the declared time; made again it
 /// is empty, and a group's old positions are not used where the backend tells topics apart by an id.
 async fn deleted_topic_is_gone_and_starts_over(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
@@ -357,7 +357,7 @@ fn not_found(error: Option<mq_api::Error>) -> Option<()> {
         .map(drop)
 }
 
-/// Guarantee "names": names that differ name different topics, or one of them is refused; they are never merged.
+/// G17 names: names that differ name different topics, or one of them is refused; they are never merged.
 async fn similar_names_stay_apart(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let token = cx.name("s").replace('-', "");
@@ -414,7 +414,7 @@ async fn similar_names_stay_apart(cx: Context) -> CaseResult {
     Ok(())
 }
 
-/// Guarantee "names": what is made for a topic and a group never meets what is made for others, whatever the dots.
+/// G17 names: what is made for a topic and a group never meets what is made for others, whatever the dots.
 async fn topics_and_groups_with_dots_never_meet(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let base = cx.name("dots");
@@ -460,7 +460,7 @@ async fn topics_and_groups_with_dots_never_meet(cx: Context) -> CaseResult {
     Ok(())
 }
 
-/// Guarantee "topics": the list holds what users made and nothing that a driver made for itself.
+/// G17 topics: the list holds what users made and nothing that a driver made for itself.
 async fn list_holds_what_was_created_and_no_internal_name(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let mut made = BTreeSet::new();
@@ -518,7 +518,7 @@ async fn list_holds_what_was_created_and_no_internal_name(cx: Context) -> CaseRe
     .await
 }
 
-/// Guarantee "topics": creating the same topic from many places at once makes one, and every caller is told `Ok`.
+/// G17 topics: creating the same topic from many places at once makes one, and every caller is told `Ok`.
 async fn concurrent_creates_make_one_topic(cx: Context) -> CaseResult {
     let name = cx.name("race");
     cx.delete_later(&name);
@@ -547,7 +547,7 @@ async fn concurrent_creates_make_one_topic(cx: Context) -> CaseResult {
     )
 }
 
-/// Guarantee "topics": producers and consumers that run use added partitions within the declared time.
+/// G17 topics: producers and consumers that run use added partitions within the declared time.
 async fn added_partitions_are_used_by_those_that_run(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("grown", 2).await?;

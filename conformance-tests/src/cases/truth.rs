@@ -24,7 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     case!("U2", Truth, what_is_declared_is_proved).last(),
 ];
 
-/// Guarantee "capabilities": every capability that is declared `Unsupported` refuses with the typed error that names
+/// G20 capabilities: every capability that is declared `Unsupported` refuses with the typed error that names
 /// it, and what is declared is what the design's table says.
 async fn what_is_unsupported_refuses_by_name(cx: Context) -> CaseResult {
     let declared = cx.capabilities().clone();
@@ -101,7 +101,7 @@ fn proof(capability: Capability) -> &'static [&'static str] {
     }
 }
 
-/// Guarantee "capabilities": everything that is declared as native or emulated has a case that passed in this run.
+/// G20 capabilities: everything that is declared as native or emulated has a case that passed in this run.
 async fn what_is_declared_is_proved(cx: Context) -> CaseResult {
     for capability in Capability::ALL
         .iter()

@@ -33,7 +33,7 @@ const GOLDEN_DEAD_LETTERS: &[(&str, &str, &str)] = &[
     ("a", "b.c", "dlq.1.a.b.c"),
 ];
 
-/// Guarantee "versions": golden bytes of every stored format are read, and an unknown newer one is a typed error, never
+/// G19 versions: golden bytes of every stored format are read, and an unknown newer one is a typed error, never
 /// "no position".
 async fn stored_formats_are_read_and_newer_ones_refused(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;

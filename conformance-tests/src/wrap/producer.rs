@@ -28,7 +28,7 @@ impl TweakedProducer {
 #[async_trait]
 impl Producer for TweakedProducer {
     fn partitions(&self) -> watch::Receiver<u32> {
-        self.inner.partitions()
+        self.tweak.partitions(&self.scope, self.inner.partitions())
     }
     fn window(&self) -> SendWindow {
         self.tweak.window(&self.scope, self.inner.window())

@@ -24,7 +24,7 @@ use crate::{
     wrap::{Scope, Tweak, Tweaked},
 };
 
-/// Guarantee "bad input": a batch gives one result a message, in order, and a bad one fails alone.
+/// G10 bad input: a batch gives one result a message, in order, and a bad one fails alone.
 pub(super) async fn batch_gives_one_result_a_message(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("batch", 1).await?;
@@ -77,7 +77,7 @@ pub(super) async fn batch_gives_one_result_a_message(cx: Context) -> CaseResult 
     in_order("batches of one partition", &came, &sent)
 }
 
-/// Guarantee "messages": what is over the limit is refused before it is sent, and disturbs nothing.
+/// G18 messages: what is over the limit is refused before it is sent, and disturbs nothing.
 pub(super) async fn oversized_message_is_refused_and_the_next_works(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("large", 1).await?;
@@ -123,7 +123,7 @@ pub(super) async fn oversized_message_is_refused_and_the_next_works(cx: Context)
     crate::flow::nothing(&cx, &consumer, Duration::from_millis(200)).await
 }
 
-/// Guarantee "close and flush": after a flush everything enqueued before it has its result.
+/// G1 close and flush: after a flush everything enqueued before it has its result.
 pub(super) async fn flush_settles_what_was_enqueued(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("flush", 3).await?;
@@ -175,7 +175,7 @@ impl Tweak for CutSends {
     }
 }
 
-/// Guarantee "one-way sends": they arrive without anybody waiting, and those that fail here are counted.
+/// G1 one-way sends: they arrive without anybody waiting, and those that fail here are counted.
 pub(super) async fn one_way_sends_arrive_and_failures_are_counted(cx: Context) -> CaseResult {
     let topic = cx.topic("oneway", 2).await?;
     let plain = cx.connect().await?;
@@ -218,7 +218,7 @@ pub(super) async fn one_way_sends_arrive_and_failures_are_counted(cx: Context) -
     )
 }
 
-/// Guarantee "no unbounded wait": with a server that does not answer, memory stays bounded and each send ends in its
+/// G9 no unbounded wait: with a server that does not answer, memory stays bounded and each send ends in its
 /// deadline with an outcome that holds; then it goes on.
 pub(super) async fn sends_to_a_frozen_server_end_in_their_deadline(cx: Context) -> CaseResult {
     const DEADLINE: Duration = Duration::from_secs(3);

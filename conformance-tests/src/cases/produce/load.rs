@@ -12,7 +12,7 @@ use crate::{
     history::How,
 };
 
-/// Guarantee "partitions": messages without a key spread over all partitions, awaited one by one or pipelined.
+/// G6 partitions: messages without a key spread over all partitions, awaited one by one or pipelined.
 pub(super) async fn keyless_messages_spread(cx: Context) -> CaseResult {
     const MESSAGES: usize = 10_000;
     let topic = cx.topic("spread", 4).await?;
@@ -54,7 +54,7 @@ pub(super) async fn keyless_messages_spread(cx: Context) -> CaseResult {
     count("awaited one by one", partitions)
 }
 
-/// Guarantee "order": what one task enqueues to one partition, or with one key, arrives in that order.
+/// G3 order: what one task enqueues to one partition, or with one key, arrives in that order.
 pub(super) async fn enqueued_messages_arrive_in_order(cx: Context) -> CaseResult {
     const MESSAGES: usize = 10_000;
     let mq = cx.mq().await?;
@@ -81,7 +81,7 @@ pub(super) async fn enqueued_messages_arrive_in_order(cx: Context) -> CaseResult
     in_order("messages enqueued with one key", &came, &by_key)
 }
 
-/// Guarantee "durable on Ok": many tasks on one producer send each message once.
+/// G1 durable on Ok: many tasks on one producer send each message once.
 pub(super) async fn many_tasks_send_each_message_once(cx: Context) -> CaseResult {
     const TASKS: usize = 16;
     const EACH: usize = 1000;
@@ -125,7 +125,7 @@ pub(super) async fn many_tasks_send_each_message_once(cx: Context) -> CaseResult
     crate::flow::nothing(&cx, &consumer, Duration::from_millis(200)).await
 }
 
-/// Guarantee "cancel safety": dropping sends at any point loses no message that was answered `Ok`, damages none, and
+/// G8 cancel safety: dropping sends at any point loses no message that was answered `Ok`, damages none, and
 /// leaves the producer usable.
 pub(super) async fn dropped_sends_damage_nothing(cx: Context) -> CaseResult {
     const SENDS: usize = 1000;

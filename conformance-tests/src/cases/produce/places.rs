@@ -12,7 +12,7 @@ use crate::{
     flow::{each_once, numbered, refused, send, take_acked},
 };
 
-/// Guarantee "partitions": a message goes to the partition that was named, and nowhere if there is none such.
+/// G6 partitions: a message goes to the partition that was named, and nowhere if there is none such.
 pub(super) async fn explicit_partition_is_kept(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("named", 4).await?;
@@ -62,7 +62,7 @@ pub(super) async fn explicit_partition_is_kept(cx: Context) -> CaseResult {
     crate::flow::nothing(&cx, &consumer, std::time::Duration::from_millis(200)).await
 }
 
-/// Guarantee "keys": one key means one partition, whoever sends; different keys spread.
+/// G3 keys: one key means one partition, whoever sends; different keys spread.
 pub(super) async fn one_key_has_one_partition(cx: Context) -> CaseResult {
     const KEYS: usize = 200;
     const PARTITIONS: u32 = 8;
@@ -119,7 +119,7 @@ pub(super) async fn one_key_has_one_partition(cx: Context) -> CaseResult {
     Ok(())
 }
 
-/// Guarantee "receipts": they name the partition, and where the backend reports it the offset, which leads to the
+/// G6 receipts: they name the partition, and where the backend reports it the offset, which leads to the
 /// message.
 pub(super) async fn receipts_name_the_place(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;

@@ -46,7 +46,7 @@ const INTERPRETED: &[&str] = &[
     "",
 ];
 
-/// Guarantee "messages": payload, key, id, timestamp and headers come out as they went in.
+/// G18 messages: payload, key, id, timestamp and headers come out as they went in.
 pub(super) async fn message_survives_the_round_trip(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("trip", 1).await?;

@@ -19,7 +19,7 @@ fn spec(cx: &Context, topic: &str, group: &str) -> ConsumerSpec {
     spec
 }
 
-/// Guarantee "acks above the watermark": after acks out of order, a commit and a kill, exactly the un-acked come again
+/// G2 acks above the watermark: after acks out of order, a commit and a kill, exactly the un-acked come again
 /// where the backend stores sparse acks; else everything from the lowest of them.
 pub(super) async fn acks_out_of_order_survive_a_kill(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
@@ -72,7 +72,7 @@ pub(super) async fn acks_out_of_order_survive_a_kill(cx: Context) -> CaseResult 
     nothing_but_new(&cx, mq, &consumer).await
 }
 
-/// Guarantee "durable acks": after `commit` has returned, a kill brings nothing acked back.
+/// G2 durable acks: after `commit` has returned, a kill brings nothing acked back.
 pub(super) async fn committed_acks_survive_a_kill(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("durable", 2).await?;
@@ -103,7 +103,7 @@ pub(super) async fn committed_acks_survive_a_kill(cx: Context) -> CaseResult {
     nothing_but_new(&cx, mq, &consumer).await
 }
 
-/// Guarantee "attempts survive a crash": a message that kills its process each time reaches the dead letters, and the
+/// G11 attempts survive a crash: a message that kills its process each time reaches the dead letters, and the
 /// others are not held up for ever.
 pub(super) async fn message_that_kills_ends_in_the_dead_letters(cx: Context) -> CaseResult {
     const MOST: u32 = 3;

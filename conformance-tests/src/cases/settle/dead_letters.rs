@@ -71,7 +71,7 @@ async fn shuttable(cx: &Context, topic: &str, group: &str) -> CaseResult<Shuttab
     })
 }
 
-/// Guarantee "dead letters": a rejected message goes there with where it came from, does not come again, and a commit
+/// G13 dead letters: a rejected message goes there with where it came from, does not come again, and a commit
 /// waits for it.
 pub(super) async fn rejected_message_ends_in_the_dead_letters(cx: Context) -> CaseResult {
     rejected(cx, Mode::Partitioned).await
@@ -181,7 +181,7 @@ async fn rejected(cx: Context, mode: Mode) -> CaseResult {
     nothing_but_new(&cx, &other, &consumer).await
 }
 
-/// Guarantee "dead letters": a message that has had its last attempt goes there.
+/// G13 dead letters: a message that has had its last attempt goes there.
 pub(super) async fn last_attempt_ends_in_the_dead_letters(cx: Context) -> CaseResult {
     attempts(cx, Mode::Partitioned).await
 }
@@ -245,7 +245,7 @@ async fn attempts(cx: Context, mode: Mode) -> CaseResult {
     nothing_but_new(&cx, mq, &consumer).await
 }
 
-/// Guarantee "dead letters": while they cannot be written nothing is lost, and the status says so.
+/// G13 dead letters: while they cannot be written nothing is lost, and the status says so.
 pub(super) async fn nothing_is_lost_while_dead_letters_cannot_be_written(cx: Context) -> CaseResult {
     let topic = cx.topic("shut", 1).await?;
     let group = cx.name("group");

@@ -14,7 +14,7 @@ use crate::{
 /// How long the nacked message is away. Everything else must come while it is.
 const AWAY: Duration = Duration::from_secs(2);
 
-/// Guarantee "ordering": without an ordering option a nacked message holds up no other.
+/// G12 ordering: without an ordering option a nacked message holds up no other.
 pub(super) async fn nacked_message_holds_up_no_other(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("free", 1).await?;
@@ -36,7 +36,7 @@ pub(super) async fn nacked_message_holds_up_no_other(cx: Context) -> CaseResult 
     nothing_but_new(&cx, mq, &consumer).await
 }
 
-/// Guarantee "ordering": by key a nacked message blocks its key and only it; by partition, its partition and only it.
+/// G12 ordering: by key a nacked message blocks its key and only it; by partition, its partition and only it.
 pub(super) async fn nacked_message_blocks_its_lane_only(cx: Context) -> CaseResult {
     by_key(&cx)
         .await

@@ -49,7 +49,7 @@ impl Tweak for Silent {
     }
 }
 
-/// Guarantee "errors": every bad input gives its kind, says rightly whether to try again and what became of the send,
+/// G10 errors: every bad input gives its kind, says rightly whether to try again and what became of the send,
 /// and shows no secret.
 pub(super) async fn errors_say_what_they_must(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;

@@ -1,0 +1,126 @@
+//! The proof that each case can fail: for each at least one mutant of the driver in memory, different in one behaviour,
+//! that fails it for the right reason.
+//!
+//! A theme's file lists its [`Proof`]s. The case runs through the same runner as in a driver's tests; the mutant sits
+//! between the portable layer and the driver.
+
+mod memory;
+mod produce;
+mod sends;
+mod settle;
+mod topics;
+mod truth;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use self::memory::MutantOfMemory;
+use crate::{
+    cases,
+    report::Verdict,
+    runner::{self, Suite},
+    wrap::Tweak,
+};
+
+/// Pairs a case with a mutant that must fail it.
+#[derive(Clone, Copy, Debug)]
+struct Proof {
+    /// The case's number.
+    case: &'static str,
+    /// What the mutant does, in words; it names the proof.
+    mutant: &'static str,
+    /// Makes the mutant.
+    tweak: fn() -> Arc<dyn Tweak>,
+    /// What the failure must say.
+    says: &'static str,
+}
+
+/// All proofs, theme by theme.
+const PROOFS: &[&[Proof]] = &[topics::PROOFS, produce::PROOFS, settle::PROOFS, truth::PROOFS];
+
+/// Cases that memory cannot run; each is proved by a mutant around the first real driver that can, in that driver's
+/// tests.
+const ELSEWHERE: &[&str] = &["C2b", "F4", "F6"];
+
+/// Names the proof that a child process of this executable belongs to.
+const PROOF: &str = "MQ_CONFORMANCE_PROOF";
+
+fn proofs() -> impl Iterator<Item = &'static Proof> {
+    PROOFS.iter().copied().flatten()
+}
+
+#[test]
+fn every_case_has_a_mutant_that_fails_it() {
+    let proved: BTreeSet<&str> = proofs().map(|proof| proof.case).collect();
+    let bare: Vec<String> = cases::all()
+        .filter(|case| !proved.contains(case.id) && !ELSEWHERE.contains(&case.id))
+        .map(cases::Case::full_name)
+        .collect();
+    assert!(bare.is_empty(), "no mutant proves that these can fail: {bare:#?}");
+}
+
+#[test]
+fn every_proof_is_about_a_case() {
+    let known: BTreeSet<&str> = cases::all().map(|case| case.id).collect();
+    let stray: Vec<_> = proofs().filter(|proof| !known.contains(proof.case)).collect();
+    assert!(stray.is_empty(), "{stray:?}");
+}
+
+/// Runs every proof, several at once; `MQ_CONFORMANCE_PROOF_FILTER` names one case.
+#[test]
+fn every_mutant_fails_its_case_for_the_right_reason() {
+    let runtime = runner::runtime(4).unwrap();
+    let only = std::env::var("MQ_CONFORMANCE_PROOF_FILTER").ok();
+    let wrong = runtime.block_on(async {
+        let turns = Arc::new(tokio::sync::Semaphore::new(12));
+        let runs: Vec<_> = proofs()
+            .filter(|proof| only.as_deref().is_none_or(|only| proof.case == only))
+            .map(|proof| {
+                let turns = Arc::clone(&turns);
+                tokio::spawn(async move {
+                    let _turn = turns.acquire().await;
+                    judge(proof).await
+                })
+            })
+            .collect();
+        let mut wrong = Vec::new();
+        for run in runs {
+            wrong.extend(run.await.unwrap());
+        }
+        wrong
+    });
+    assert!(
+        wrong.is_empty(),
+        "{} mutants were not caught as they should be:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+/// Runs a case on its mutant; says what is wrong unless it fails for the right reason.
+async fn judge(proof: &'static Proof) -> Option<String> {
+    let case = cases::all().find(|case| case.id == proof.case)?;
+    let harness = Arc::new(MutantOfMemory::new((proof.tweak)()));
+    let report = Suite::new(harness, 1).run(case).await;
+    if report.verdict == Verdict::Failed && report.detail.contains(proof.says) {
+        return None;
+    }
+    Some(format!(
+        "{}, with a driver that {}: {:?}, expected a failure that says {:?}\n  {}\n    {}",
+        case.full_name(),
+        proof.mutant,
+        report.verdict,
+        proof.says,
+        report.detail,
+        report.log.join("\n    ")
+    ))
+}
+
+/// Serves as a child process of a proof; does nothing when it is run as a test.
+#[test]
+fn serve_child() {
+    let Ok(wanted) = std::env::var(PROOF) else { return };
+    if let Some(proof) = proofs().find(|proof| proof.mutant == wanted) {
+        let served = runner::serve_child(MutantOfMemory::new((proof.tweak)()));
+        assert!(served.is_some(), "not started as a child");
+    }
+}
