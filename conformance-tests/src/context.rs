@@ -315,7 +315,7 @@ impl Context {
 
     /// Watches that a future does not end for a while.
     #[track_caller]
-    pub(crate) fn stays_pending<F: Future>(
+    pub(crate) fn stays_pending<F: Future<Output: fmt::Debug>>(
         &self,
         what: impl fmt::Display,
         during: Duration,
@@ -324,7 +324,7 @@ impl Context {
         let ended = Failure::new(format!("{what} within {during:?}, and should not"));
         async move {
             match tokio::time::timeout(during, future).await {
-                Ok(_) => Err(ended),
+                Ok(output) => Err(ended.during(format!("{output:?}"))),
                 Err(_) => Ok(()),
             }
         }

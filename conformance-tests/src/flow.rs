@@ -111,7 +111,8 @@ pub(crate) async fn one_within(cx: &Context, consumer: &Consumer, limit: Duratio
             limit,
             consumer.consume(),
         )
-        .await??;
+        .await
+        .inspect_err(|_| note!(cx, "the consumer that waits: {:?}", consumer.status()))??;
     cx.count_delivered(delivery.attempt());
     note!(
         cx,

@@ -18,7 +18,8 @@ use std::{
 
 use async_trait::async_trait;
 use mq_api::{
-    Capabilities, ClientOptions, Moment, Offset, Position, Result, Timestamp, TopicDescription, TopicName, TopicSpec,
+    Capabilities, ClientOptions, Moment, Offset, Position, Result, Timestamp, TopicDescription, TopicName,
+    TopicSpec,
     driver::{
         AssignmentId, Commit, CommitOutcome, CommittedPosition, CommittedRequest, Consumer, Event, Events,
         FetchRequest, Fetched, Mq, Producer, ProducerRequest, QueueConsumer, QueueReceipt, QueueRecord,

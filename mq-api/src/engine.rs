@@ -242,6 +242,7 @@ impl Engine {
                 .dead
                 .iter()
                 .map(|dead| (dead.item.source.assignment, dead.item.seq))
+                .chain(core.burying.iter().copied())
                 .collect();
             core.commit_waiters.push(CommitWaiter {
                 needs,

@@ -48,7 +48,13 @@ impl Harness for Memory {
     }
 
     fn faults(&self) -> &'static [Fault] {
-        &[Fault::Restart, Fault::Kill, Fault::Freeze, Fault::Cut, Fault::Trim]
+        &[
+            Fault::Restart,
+            Fault::Kill,
+            Fault::Freeze,
+            Fault::Cut,
+            Fault::Trim,
+        ]
     }
 
     fn must_supply_faults(&self) -> bool {

@@ -53,7 +53,10 @@ async fn another_build_joins_leaves_and_dies(cx: Context) -> CaseResult {
         }
         let called = cx.history().now();
         if let Err(error) = other.commit().await? {
-            return Err(Failure::new(format!("the other build's commit failed: {}", error.text)));
+            return Err(Failure::new(format!(
+                "the other build's commit failed: {}",
+                error.text
+            )));
         }
         cx.history().record(What::Stored {
             group: GROUP.to_owned(),
@@ -105,7 +108,12 @@ async fn shared(cx: &Context, other: &mut Member, own: &mq_api::Consumer) -> Cas
 }
 
 /// Sends to a partition and writes that down.
-async fn send(cx: &Context, producer: &mq_api::Producer, name: &str, partition: u32) -> CaseResult<Vec<String>> {
+async fn send(
+    cx: &Context,
+    producer: &mq_api::Producer,
+    name: &str,
+    partition: u32,
+) -> CaseResult<Vec<String>> {
     let sent: Vec<_> = (0..20)
         .map(|sequence| crate::history::payload(name, sequence, 0))
         .collect();

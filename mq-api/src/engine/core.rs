@@ -93,6 +93,8 @@ pub(crate) struct Core {
     pub(crate) released: Vec<AssignmentId>,
     pub(crate) seeks: Vec<SeekRequest>,
     pub(crate) dead: VecDeque<DeadItem>,
+    /// Dead letters under way: tenure and sequence number.
+    pub(crate) burying: Vec<(AssignmentId, u64)>,
     pub(crate) commit_waiters: Vec<CommitWaiter>,
     pub(crate) commit_due: Option<Instant>,
     unstored: usize,
@@ -147,6 +149,7 @@ impl Core {
             released: Vec::new(),
             seeks: Vec::new(),
             dead: VecDeque::new(),
+            burying: Vec::new(),
             commit_waiters: Vec::new(),
             commit_due: None,
             unstored: 0,

@@ -714,3 +714,22 @@ impl Task {
         left.map_err(|error| error.with_operation("close"))
     }
 }
+
+impl Drop for Task {
+    /// A runtime that is shut down drops the task wherever it is: nothing may stay behind, and nobody may wait for it.
+    fn drop(&mut self) {
+        let mut state = self.engine.lock();
+        if state.owner.take().is_some() && state.terminal.is_none() {
+            let error = Error::new(
+                ErrorKind::Interrupted,
+                "the runtime of the consumer was shut down",
+            );
+            state.terminal = Some(error.with_retryable(false));
+        }
+        state.ready.clear();
+        state.held.clear();
+        state.commit_waiters.clear();
+        drop(state);
+        self.engine.waiters.notify_all();
+    }
+}

@@ -50,7 +50,6 @@ pub(super) async fn run(
         driver,
         jobs: FuturesUnordered::new(),
         releasing: 0,
-        burials: Vec::new(),
         tick: None,
         close_by: None,
     };
@@ -85,8 +84,6 @@ struct Task {
     dead_letters: Arc<DeadLetters>,
     jobs: FuturesUnordered<Job>,
     releasing: usize,
-    /// Dead letters under way: tenure and sequence number.
-    burials: Vec<(AssignmentId, u64)>,
     tick: Option<Instant>,
     close_by: Option<Instant>,
 }
@@ -237,14 +234,14 @@ impl Task {
     }
 
     fn start_burials(&mut self, core: &mut Core) {
-        while self.burials.len() < MOST_BURIALS {
+        while core.burying.len() < MOST_BURIALS {
             let Some(dead) = core.dead.pop_front() else { return };
             let DeadItem {
                 item,
                 reason,
                 attempts,
             } = dead;
-            self.burials.push((item.source.assignment, item.seq));
+            core.burying.push((item.source.assignment, item.seq));
             let letters = Arc::clone(&self.dead_letters);
             let engine = Arc::clone(&self.engine);
             self.jobs.push(Box::pin(async move {
@@ -398,7 +395,7 @@ impl Task {
             Done::Released => self.releasing -= 1,
             Done::Moved(request, result) => core.move_done(request, result),
             Done::Buried(item) => {
-                self.burials
+                core.burying
                     .retain(|(id, seq)| *id != item.source.assignment || *seq != item.seq);
                 core.buried(&item);
             }
@@ -488,6 +485,7 @@ impl Task {
         core.owner = None;
         core.partitions.clear();
         core.dead.clear();
+        core.burying.clear();
         for waiter in std::mem::take(&mut core.commit_waiters) {
             let _ = waiter.done.send(Err(closed.clone()));
         }

@@ -56,7 +56,7 @@ async fn check(cx: &Context, what: &str, calls: impl Future<Output = Calls>) -> 
 }
 
 async fn of_producer(producer: &Producer) -> Calls {
-    let mut batch = producer.produce_batch(["a", "b"]).await;
+    let mut batch = producer.produce_batch(["a", "b"].map(str::to_owned)).await;
     let mut calls = vec![
         ("produce", producer.produce("m").await.map(drop)),
         ("produce_to", producer.produce_to(0, "m").await.map(drop)),

@@ -174,12 +174,16 @@ pub(super) async fn late_ack_is_stale_and_harmless(cx: Context) -> CaseResult {
     let second = other.consumer(&topic, &group).await?;
     // From the moment that the second member has a partition, the first one has lost it, whatever it thinks.
     let kept = cx
-        .eventually("the second member owns one of two partitions", cx.times().join, || async {
-            Ok(match second.assignment().as_slice() {
-                [theirs] => Some(1 - theirs.partition),
-                _ => None,
-            })
-        })
+        .eventually(
+            "the second member owns one of two partitions",
+            cx.times().join,
+            || async {
+                Ok(match second.assignment().as_slice() {
+                    [theirs] => Some(1 - theirs.partition),
+                    _ => None,
+                })
+            },
+        )
         .await?;
     let mut stale = 0;
     for delivery in held {

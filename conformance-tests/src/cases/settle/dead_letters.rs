@@ -9,7 +9,7 @@ use std::{
 };
 
 use mq_api::{
-    Backoff, DeadLetter, Delivery, Error, ErrorKind, GroupName, Message, Mode, Mq, Outcome, TopicName,
+    Backoff, DeadLetter, Error, ErrorKind, GroupName, Message, Mode, Mq, Outcome, TopicName,
     dead_letter_topic,
     driver::{Producer as DriverProducer, SendBatch},
 };
@@ -140,16 +140,16 @@ async fn rejected(cx: Context, mode: Mode) -> CaseResult {
 
     let letter = read_letter(&cx, &letters).await?;
     ensure!(
-        flow::text(&letter) == "rejected" && letter.key().map(|k| &k[..]) == Some(b"a key"),
+        letter.payload() == "rejected" && letter.0.key().map(|k| &k[..]) == Some(b"a key"),
         "the dead letter holds {:?} with key {:?}",
-        flow::text(&letter),
-        letter.key()
+        letter.payload(),
+        letter.0.key()
     );
     ensure!(
-        letter.message().id() == Some("an id") && letter.headers().text("mine") == Some("value"),
+        letter.0.id() == Some("an id") && letter.header("mine") == Some("value"),
         "the dead letter has lost its id or its headers: {:?}, {:?}",
-        letter.message().id(),
-        letter.headers()
+        letter.0.id(),
+        letter.0.headers()
     );
     let expected = [
         ("mq-origin-topic", topic.clone()),
@@ -162,9 +162,9 @@ async fn rejected(cx: Context, mode: Mode) -> CaseResult {
     ];
     for (name, value) in expected {
         ensure!(
-            letter.headers().text(name) == Some(&value),
+            letter.header(name) == Some(&value),
             "the dead letter says {name} = {:?}, and it is {value:?}",
-            letter.headers().text(name)
+            letter.header(name)
         );
     }
     let status = consumer.status();
@@ -174,7 +174,6 @@ async fn rejected(cx: Context, mode: Mode) -> CaseResult {
         status.rejected,
         status.dead_lettered
     );
-    letter.ack()?;
     consumer.close().await?;
     let other = cx.connect().await?;
     let consumer = join(&other, &topic, &group, mode).await?;
@@ -229,19 +228,15 @@ async fn attempts(cx: Context, mode: Mode) -> CaseResult {
         .await??;
     let letter = read_letter(&cx, &letters).await?;
     ensure!(
-        flow::text(&letter) == "poison",
+        letter.payload() == "poison",
         "the dead letter holds {:?}",
-        flow::text(&letter)
+        letter.payload()
     );
-    let (attempts, reason) = (
-        letter.headers().text("mq-attempts"),
-        letter.headers().text("mq-reason"),
-    );
+    let (attempts, reason) = (letter.header("mq-attempts"), letter.header("mq-reason"));
     ensure!(
         attempts == Some("3") && reason == Some("attempts"),
         "the dead letter says mq-attempts = {attempts:?}, mq-reason = {reason:?}"
     );
-    letter.ack()?;
     nothing_but_new(&cx, mq, &consumer).await
 }
 
@@ -317,16 +312,28 @@ pub(super) async fn nothing_is_lost_while_dead_letters_cannot_be_written(cx: Con
     .await??;
     let letter = read_letter(&cx, &letters).await?;
     ensure!(
-        Some(flow::text(&letter)) == rejected,
+        Some(letter.payload()) == rejected,
         "the dead letter holds {:?}, rejected was {rejected:?}",
-        flow::text(&letter)
+        letter.payload()
     );
-    letter.ack()?;
     nothing_but_new(&cx, &mq, &consumer).await
 }
 
+/// A copy of a dead letter.
+pub(super) struct Letter(Message);
+
+impl Letter {
+    pub(super) fn payload(&self) -> String {
+        String::from_utf8_lossy(self.0.payload_or_empty()).into_owned()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.0.headers().text(name)
+    }
+}
+
 /// Takes the one dead letter; a second one is a failure.
-pub(super) async fn read_letter(cx: &Context, letters: &str) -> CaseResult<Delivery> {
+pub(super) async fn read_letter(cx: &Context, letters: &str) -> CaseResult<Letter> {
     let mq = cx.mq().await?;
     let reader = cx
         .eventually("the dead-letter topic is there", cx.times().progress, || async {
@@ -343,5 +350,8 @@ pub(super) async fn read_letter(cx: &Context, letters: &str) -> CaseResult<Deliv
     flow::nothing(cx, &reader, Duration::from_millis(200))
         .await
         .map_err(|failure| failure.during("there is more than one dead letter"))?;
-    Ok(letter)
+    let copy = letter.message().clone();
+    letter.ack()?;
+    reader.close().await?;
+    Ok(Letter(copy))
 }

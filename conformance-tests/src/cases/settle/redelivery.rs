@@ -109,7 +109,8 @@ async fn delayed(cx: Context, mode: Mode) -> CaseResult {
             .map_err(|failure| failure.during(format!("lost: nacked for {delay:?}")))?;
         let stamp = delivery.handed_over_at();
         let waited = stamp.saturating_since(after);
-        let early = begun.elapsed() < delay || stamp.saturating_since(before) + Duration::from_millis(1) < delay;
+        let early =
+            begun.elapsed() < delay || stamp.saturating_since(before) + Duration::from_millis(1) < delay;
         ensure!(
             !early,
             "early: nacked for {delay:?} and handed over again after {waited:?}"
