@@ -111,9 +111,17 @@ struct Hand<'a> {
     partition: u32,
     offset: Offset,
     epoch: u64,
-    attempt: u32,
     stamp: u64,
 }
+
+/// Names a partition of a group.
+type Lane<'a> = (&'a str, u32);
+
+/// When each tenure, by epoch and member, handed over first.
+type Tenures<'a> = HashMap<(u64, &'a str), u64>;
+
+/// When a message was acked, and which it is.
+type Ack = (Duration, u32, Offset);
 
 struct View<'a> {
     records: &'a [Record],
@@ -142,8 +150,8 @@ impl<'a> View<'a> {
                     partition,
                     offset,
                     epoch,
-                    attempt,
                     stamp,
+                    ..
                 } => hands.push(Hand {
                     at,
                     group,
@@ -152,7 +160,6 @@ impl<'a> View<'a> {
                     partition: *partition,
                     offset: *offset,
                     epoch: *epoch,
-                    attempt: *attempt,
                     stamp: *stamp,
                 }),
                 _ => {}
@@ -298,7 +305,7 @@ impl<'a> View<'a> {
     /// After the first hand-over of a later tenure, an earlier one hands nothing over and no ack under it is accepted.
     /// Tenures are in the order of their first hand-overs: epochs need not compare between members.
     fn overlapping(&self, breaches: &mut Vec<Breach>) {
-        let mut began: BTreeMap<(&str, u32), HashMap<(u64, &str), u64>> = BTreeMap::new();
+        let mut began: BTreeMap<Lane<'_>, Tenures<'_>> = BTreeMap::new();
         for hand in &self.hands {
             let tenures = began.entry((hand.group, hand.partition)).or_default();
             let first = tenures.entry((hand.epoch, hand.member)).or_insert(hand.stamp);
@@ -338,7 +345,7 @@ impl<'a> View<'a> {
                 partition,
                 offset,
                 epoch,
-                how: How::Ack | How::Reject,
+                how: How::Ack,
                 accepted: true,
                 stamp,
             } = &record.what
@@ -356,10 +363,11 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What was acked when a `commit` was called that returned `Ok` is not handed over again.
+    /// What was acked when a `commit` was called that returned `Ok` is not handed over again. Reports of other processes
+    /// come late, so the stamps count.
     fn after_stored_ack(&self, breaches: &mut Vec<Breach>) {
-        let mut acked: HashMap<(&str, &str), Vec<(Duration, u32, Offset)>> = HashMap::new();
-        let mut stored: HashMap<(&str, u32, Offset), usize> = HashMap::new();
+        let mut acked: HashMap<(&str, &str), Vec<Ack>> = HashMap::new();
+        let mut stored: HashMap<(&str, u32, Offset), (usize, u64)> = HashMap::new();
         for (at, record) in self.records.iter().enumerate() {
             match &record.what {
                 What::Settled {
@@ -378,6 +386,7 @@ impl<'a> View<'a> {
                     group,
                     member,
                     called,
+                    stamp,
                 } => {
                     let Some(acks) = acked.get_mut(&(group.as_str(), member.as_str())) else {
                         continue;
@@ -385,7 +394,7 @@ impl<'a> View<'a> {
                     acks.retain(|(when, partition, offset)| {
                         let before = when <= called;
                         if before {
-                            stored.insert((group, *partition, *offset), at);
+                            stored.insert((group, *partition, *offset), (at, *stamp));
                         }
                         !before
                     });
@@ -399,9 +408,12 @@ impl<'a> View<'a> {
                     partition,
                     offset,
                     payload,
+                    stamp,
                     ..
                 } => {
-                    if let Some(when) = stored.get(&(group.as_str(), *partition, *offset)) {
+                    if let Some((when, returned)) = stored.get(&(group.as_str(), *partition, *offset))
+                        && stamp > returned
+                    {
                         breaches.push(Breach {
                             text: format!(
                                 "delivered after a stored ack: {} (partition {partition}, offset {offset}) came to {member} \
@@ -538,6 +550,7 @@ fn show(record: &Record) -> String {
             group,
             member,
             called,
+            ..
         } => format!(
             "{member} of {group}: the commit called at {:.6} s returned",
             called.as_secs_f64()

@@ -150,11 +150,6 @@ impl Context {
         }
     }
 
-    /// Returns the case that runs.
-    pub(crate) fn case(&self) -> &'static Case {
-        self.inner.case
-    }
-
     /// Returns the harness.
     pub(crate) fn harness(&self) -> &Arc<dyn Harness> {
         &self.inner.harness

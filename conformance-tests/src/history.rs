@@ -77,6 +77,8 @@ pub(crate) enum What {
         group: String,
         member: String,
         called: Duration,
+        /// When it returned, on the machine's clock.
+        stamp: u64,
     },
     /// `commit` has failed: what the member acked before it was called may be lost, which it has been told by that.
     NotStored { group: String, member: String },
@@ -105,7 +107,6 @@ pub(crate) enum SendResult {
 pub(crate) enum How {
     Ack,
     Nack,
-    Reject,
     Drop,
 }
 
@@ -195,7 +196,6 @@ impl History {
         let result = match how {
             How::Ack => delivery.ack(),
             How::Nack => delivery.nack(),
-            How::Reject => delivery.reject(),
             How::Drop => {
                 drop(delivery);
                 Ok(())
@@ -233,6 +233,7 @@ impl History {
             group: group.to_owned(),
             member: member.to_owned(),
             called,
+            stamp: now().as_nanos(),
         });
         Ok(())
     }

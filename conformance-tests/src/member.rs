@@ -50,7 +50,7 @@ pub(crate) struct Member {
 /// What a member has reported so far.
 #[derive(Default)]
 struct Sightings {
-    state: Mutex<(Vec<Seen>, Vec<SeenError>)>,
+    state: Mutex<Vec<Seen>>,
     more: Notify,
 }
 
@@ -183,12 +183,7 @@ impl Member {
 
     /// Returns everything that was handed over to the member so far, in order.
     pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().0.clone()
-    }
-
-    /// Returns the errors that [`run`](Self::run) has met so far.
-    pub(crate) fn troubles(&self) -> Vec<SeenError> {
-        self.seen.lock().1.clone()
+        self.seen.lock().clone()
     }
 
     /// Waits until what was handed over to the member satisfies a condition.
@@ -336,7 +331,7 @@ impl Drop for Member {
 }
 
 impl Sightings {
-    fn lock(&self) -> MutexGuard<'_, (Vec<Seen>, Vec<SeenError>)> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Seen>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -403,13 +398,11 @@ fn sort(
                         one.epoch
                     );
                     cx.count_delivered(one.attempt);
-                    seen.lock().0.push(one);
+                    seen.lock().push(one);
                     seen.more.notify_waiters();
                 }
                 Report::Trouble(error) => {
                     note!(cx, "member {name} met: {}", error.text);
-                    seen.lock().1.push(error);
-                    seen.more.notify_waiters();
                 }
                 answer => {
                     if to_case.send(answer).is_err() {

@@ -33,6 +33,7 @@ pub(crate) use self::{consumer::TweakedConsumer, producer::TweakedProducer, read
 
 /// Names one thing that was opened through a tweaked driver.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(test), allow(dead_code, reason = "only mutants look at all of it"))]
 pub(crate) struct Scope {
     /// Counts what was opened through all tweaked drivers of this process.
     pub(crate) id: u64,
@@ -57,6 +58,7 @@ impl Scope {
 #[async_trait]
 pub(crate) trait Tweak: Debug + Send + Sync + 'static {
     /// Returns the options of the portable client in front of the driver.
+    #[cfg_attr(not(test), allow(dead_code, reason = "only the mutants' harness asks"))]
     fn client_options(&self) -> ClientOptions {
         ClientOptions::default()
     }

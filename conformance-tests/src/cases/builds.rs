@@ -62,6 +62,7 @@ async fn another_build_joins_leaves_and_dies(cx: Context) -> CaseResult {
             group: GROUP.to_owned(),
             member: name.clone(),
             called,
+            stamp: mq_api::Clock::system().now().as_nanos(),
         });
         let limit = if round == 0 {
             other.close().await?;

@@ -74,10 +74,12 @@ impl Story {
 
     fn stored(self, member: &str) -> Self {
         let called = Duration::from_millis(self.records.len() as u64);
+        let stamp = self.records.len() as u64;
         self.then(What::Stored {
             group: "g".to_owned(),
             member: member.to_owned(),
             called,
+            stamp,
         })
     }
 

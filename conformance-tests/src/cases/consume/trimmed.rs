@@ -67,11 +67,18 @@ pub(super) async fn position_below_what_is_retained_goes_on(cx: Context) -> Case
         .on_trimmed(OnTrimmed::Latest)
         .await?;
     // The end is taken when the consumer meets the gap, which may be after it was opened.
-    cx.eventually("a move to the end, counted, with on_trimmed latest", limit, || {
-        let status = consumer.status();
-        let moved = status.partitions.iter().any(|one| one.position > offsets[offsets.len() - 1]);
-        async move { Ok((moved && status.trimmed > 0).then_some(())) }
-    })
+    cx.eventually(
+        "a move to the end, counted, with on_trimmed latest",
+        limit,
+        || {
+            let status = consumer.status();
+            let moved = status
+                .partitions
+                .iter()
+                .any(|one| one.position > offsets[offsets.len() - 1]);
+            async move { Ok((moved && status.trimmed > 0).then_some(())) }
+        },
+    )
     .await?;
     let after = numbered("after", 3);
     send_to(&cx, &producer, 0, &after).await?;
