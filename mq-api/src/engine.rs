@@ -11,20 +11,25 @@ mod core;
 mod dead_letter;
 mod item;
 mod lanes;
+#[cfg(test)]
+mod model;
 mod partition;
 mod queue;
 mod settle;
+mod sync;
 mod task;
 #[cfg(test)]
 mod tests;
 mod waiters;
+#[cfg(test)]
+mod waiters_tests;
 mod window;
 
 use std::{
     fmt,
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use tokio::sync::{oneshot, watch};
@@ -78,10 +83,15 @@ impl Engine {
         events: Box<dyn Events>,
     ) -> Arc<Self> {
         let waiters = Arc::new(Waiters::default());
-        let waker = Waker::from(Arc::clone(&waiters));
         let (closed_sender, closed) = watch::channel(None);
         let (topic, group) = (config.topic.clone(), config.group.clone());
-        let core = Core::new(config, Arc::clone(&mq.budget), Arc::clone(&driver), events, waker);
+        let core = Core::new(
+            config,
+            Arc::clone(&mq.budget),
+            Arc::clone(&driver),
+            events,
+            Arc::clone(&waiters),
+        );
         let engine = Arc::new(Self {
             core: Mutex::new(core),
             waiters,
@@ -91,7 +101,7 @@ impl Engine {
         });
         engine.lock().owner = Some(Arc::clone(&engine) as Arc<dyn Settle>);
         // The first look takes the assignments in.
-        engine.waiters.notify();
+        engine.waiters.fire();
         tokio::spawn(task::run(
             Arc::clone(&engine),
             Arc::clone(mq),
@@ -134,9 +144,6 @@ impl Engine {
         loop {
             let found = self.with(|core| {
                 core.check_open()?;
-                if let Some(result) = take(core) {
-                    return Ok(Some((result, core.has_ready())));
-                }
                 core.drive();
                 // What the events brought counts more than an error that they brought behind it.
                 if let Some(result) = take(core) {
@@ -170,9 +177,6 @@ impl Engine {
     pub(crate) fn try_take<R>(&self, mut take: impl FnMut(&mut Core) -> Option<R>) -> Result<Option<R>> {
         self.with(|core| {
             core.check_open()?;
-            if let Some(result) = take(core) {
-                return Ok(Some(result));
-            }
             core.drive();
             Ok(take(core))
         })

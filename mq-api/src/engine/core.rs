@@ -14,6 +14,7 @@ use super::{
     item::Item,
     partition::{Next, Partition},
     settle::{Settle, Settlement},
+    waiters::Waiters,
 };
 use crate::{
     Error, ErrorKind, Moment, Offset, OnTrimmed, Position, Result,
@@ -83,6 +84,7 @@ pub(crate) struct Core {
     budget: Arc<Budget>,
     driver: Arc<dyn driver::Consumer>,
     events: Box<dyn Events>,
+    waiters: Arc<Waiters>,
     waker: Waker,
     pub(crate) owner: Option<Arc<dyn Settle>>,
     pub(crate) partitions: Vec<Option<Partition>>,
@@ -132,13 +134,15 @@ impl Core {
         budget: Arc<Budget>,
         driver: Arc<dyn driver::Consumer>,
         events: Box<dyn Events>,
-        waker: Waker,
+        waiters: Arc<Waiters>,
     ) -> Self {
+        let waker = Waker::from(Arc::clone(&waiters));
         Self {
             config,
             budget,
             driver,
             events,
+            waiters,
             waker,
             owner: None,
             partitions: Vec::new(),
@@ -226,6 +230,10 @@ impl Core {
 
     /// Takes in what the driver has, until it has nothing or enough is here.
     pub(crate) fn drive(&mut self) {
+        // Armed and not woken since: the driver has nothing, and is not asked.
+        if !self.waiters.take_fired() {
+            return;
+        }
         for _ in 0..MOST_EVENTS {
             if self.terminal.is_some() {
                 return;

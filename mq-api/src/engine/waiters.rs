@@ -2,11 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Wake, Waker},
 };
 
-use tokio::sync::Notify;
+use super::sync::{AtomicBool, Mutex, MutexGuard, Notify, Ordering, lock};
 
 /// Wakes one waiting call for each event, or the engine's task where no call waits.
 ///
@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 /// while there are any, so that a busy consumer is not charged a wake of the task for each message.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
+    /// The driver has woken its waker since its events were last taken in: they must be taken in before anybody waits.
+    fired: AtomicBool,
     list: Mutex<List>,
     task: Notify,
 }
@@ -29,7 +31,21 @@ struct List {
 
 impl Waiters {
     fn lock(&self) -> MutexGuard<'_, List> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.list)
+    }
+
+    /// Says that the driver has events, and wakes somebody who takes them in.
+    ///
+    /// The flag comes first. A call that is woken by something else meanwhile sees it and takes the events in, which
+    /// arms the driver's waker again; a call that finds its message without it could leave the others asleep.
+    pub(crate) fn fire(&self) {
+        self.fired.store(true, Ordering::Release);
+        self.notify();
+    }
+
+    /// Tells whether events must be taken in, and takes that as said.
+    pub(crate) fn take_fired(&self) -> bool {
+        self.fired.load(Ordering::Acquire) && self.fired.swap(false, Ordering::AcqRel)
     }
 
     /// Wakes the call that has waited longest; notes the event where none waits.
@@ -48,11 +64,16 @@ impl Waiters {
         }
     }
 
-    /// Wakes one call if any waits; nothing is noted.
+    /// Wakes one call, where more is ready than the caller took. The engine's task has no part in it; but a call that has
+    /// looked and is just about to wait must look again.
     pub(crate) fn pass_on(&self) {
-        let waker = self.lock().queue.pop_front();
-        if let Some((_, waker)) = waker {
-            waker.wake();
+        let mut list = self.lock();
+        match list.queue.pop_front() {
+            Some((_, waker)) => {
+                drop(list);
+                waker.wake();
+            }
+            None => list.noted = true,
         }
     }
 
@@ -152,64 +173,10 @@ impl Drop for Entry<'_> {
 
 impl Wake for Waiters {
     fn wake(self: Arc<Self>) {
-        self.notify();
+        self.fire();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.notify();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    #[test]
-    fn a_woken_call_that_is_dropped_passes_its_wake_on() {
-        let waiters = Waiters::default();
-        let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
-        let (mut a, mut b) = (None, None);
-        assert!(waiters.enter(&mut a, &Waker::from(Arc::clone(&first))));
-        assert!(waiters.enter(&mut b, &Waker::from(Arc::clone(&second))));
-        waiters.notify();
-        assert_eq!(
-            (first.0.load(Ordering::SeqCst), second.0.load(Ordering::SeqCst)),
-            (1, 0)
-        );
-        waiters.leave(a.unwrap(), false);
-        assert_eq!(second.0.load(Ordering::SeqCst), 1);
-    }
-
-    #[test]
-    fn an_event_without_a_waiting_call_is_not_lost() {
-        let waiters = Waiters::default();
-        waiters.notify();
-        let mut ticket = None;
-        assert!(
-            !waiters.enter(&mut ticket, Waker::noop()),
-            "the note sends the call back to look"
-        );
-        assert!(waiters.enter(&mut ticket, Waker::noop()));
-        waiters.leave(ticket.unwrap(), false);
-    }
-
-    #[test]
-    fn the_task_hears_of_a_note_once() {
-        let waiters = Waiters::default();
-        waiters.notify();
-        waiters.notify();
-        assert!(waiters.look());
-        assert!(!waiters.look());
+        self.fire();
     }
 }

@@ -1,0 +1,58 @@
+//! The wake-ups one by one; [`super::model`] drives them all at once.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Wake, Waker},
+};
+
+use super::waiters::Waiters;
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_woken_call_that_is_dropped_passes_its_wake_on() {
+    let waiters = Waiters::default();
+    let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
+    let (mut a, mut b) = (None, None);
+    assert!(waiters.enter(&mut a, &Waker::from(Arc::clone(&first))));
+    assert!(waiters.enter(&mut b, &Waker::from(Arc::clone(&second))));
+    waiters.notify();
+    assert_eq!(
+        (first.0.load(Ordering::SeqCst), second.0.load(Ordering::SeqCst)),
+        (1, 0)
+    );
+    waiters.leave(a.unwrap(), false);
+    assert_eq!(second.0.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn an_event_without_a_waiting_call_is_not_lost() {
+    let waiters = Waiters::default();
+    waiters.notify();
+    let mut ticket = None;
+    assert!(
+        !waiters.enter(&mut ticket, Waker::noop()),
+        "the note sends the call back to look"
+    );
+    assert!(waiters.enter(&mut ticket, Waker::noop()));
+    waiters.leave(ticket.unwrap(), false);
+}
+
+#[test]
+fn the_task_hears_of_a_note_once() {
+    let waiters = Waiters::default();
+    waiters.notify();
+    waiters.notify();
+    assert!(waiters.look());
+    assert!(!waiters.look());
+}
