@@ -18,8 +18,7 @@ use std::{
 
 use async_trait::async_trait;
 use mq_api::{
-    Capabilities, ClientOptions, Moment, Offset, Position, Result, Timestamp, TopicDescription, TopicName,
-    TopicSpec,
+    Capabilities, Moment, Offset, Position, Result, Timestamp, TopicDescription, TopicName, TopicSpec,
     driver::{
         AssignmentId, Commit, CommitOutcome, CommittedPosition, CommittedRequest, Consumer, Event, Events,
         FetchRequest, Fetched, Mq, Producer, ProducerRequest, QueueConsumer, QueueReceipt, QueueRecord,
@@ -57,10 +56,10 @@ impl Scope {
 /// Changes what a driver does. Each method stands for one of the driver traits' and forwards unless it is replaced.
 #[async_trait]
 pub(crate) trait Tweak: Debug + Send + Sync + 'static {
-    /// Returns the options of the portable client in front of the driver.
+    /// Says how often the broker is to drop all connections.
     #[cfg_attr(not(test), allow(dead_code, reason = "only the mutants' harness asks"))]
-    fn client_options(&self) -> ClientOptions {
-        ClientOptions::default()
+    fn loses_sessions_every(&self) -> Option<Duration> {
+        None
     }
     fn capabilities(&self, declared: Capabilities) -> Capabilities {
         declared

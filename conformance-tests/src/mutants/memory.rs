@@ -50,9 +50,8 @@ impl Harness for MutantOfMemory {
 
     async fn connect(&self, url: &str) -> mq_api::Result<Mq> {
         let memory = MemoryMq::from_url(&ConnectUrl::parse(url)?)?;
-        let options = self.tweak.client_options();
         let mutant = Tweaked::new(Arc::new(memory), Arc::clone(&self.tweak));
-        Ok(Mq::from_driver_with(mutant, options))
+        Ok(Mq::from_driver(mutant))
     }
 
     async fn server(&self, _kind: ServerKind) -> HarnessResult<Arc<dyn Server>> {
@@ -60,6 +59,16 @@ impl Harness for MutantOfMemory {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let url = format!("memory://mutant-{number}?lease=1s&shared_lease=1s");
         let mq = MemoryMq::from_url(&ConnectUrl::parse(&url)?)?;
+        if let Some(pause) = self.tweak.loses_sessions_every() {
+            let faults = mq.faults();
+            tokio::spawn(async move {
+                // As long as a case may take, and no longer.
+                for _ in 0..200 {
+                    tokio::time::sleep(pause).await;
+                    faults.drop_connections();
+                }
+            });
+        }
         Ok(Arc::new(Broker { url, mq }))
     }
 

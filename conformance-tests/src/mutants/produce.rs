@@ -226,7 +226,7 @@ impl Tweak for NotSentForStored {
         inner.send(other);
         tokio::spawn(async move {
             let all = futures_util::future::join_all(results);
-            match tokio::time::timeout(Duration::from_millis(500), all).await {
+            match tokio::time::timeout(Duration::from_millis(2800), all).await {
                 Ok(results) => {
                     for (place, result) in results.into_iter().enumerate() {
                         match result {

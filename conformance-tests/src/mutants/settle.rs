@@ -61,8 +61,8 @@ pub(super) const PROOFS: &[Proof] = &[
     },
     Proof {
         case: "A4",
-        mutant: "has a clock that runs at double speed",
-        tweak: || Arc::new(FastClock),
+        mutant: "loses its sessions all the time",
+        tweak: || Arc::new(LosesSessions),
         says: "early",
     },
     Proof {
@@ -351,23 +351,13 @@ impl Tweak for CountsTooMany {
     }
 }
 
-/// Gives the portable layer a clock that is moved on by hand, twice as fast as time passes.
+/// Ends its sessions all the time: what waits for its delay is handed over by the next tenure.
 #[derive(Debug)]
-struct FastClock;
+struct LosesSessions;
 
-impl Tweak for FastClock {
-    fn client_options(&self) -> ClientOptions {
-        const STEP: Duration = Duration::from_millis(5);
-        let clock = Clock::manual();
-        let moved = clock.clone();
-        tokio::spawn(async move {
-            // As long as a case may take, and no longer.
-            for _ in 0..24_000 {
-                tokio::time::sleep(STEP).await;
-                moved.advance(STEP * 2);
-            }
-        });
-        ClientOptions::default().with_clock(clock)
+impl Tweak for LosesSessions {
+    fn loses_sessions_every(&self) -> Option<Duration> {
+        Some(Duration::from_millis(150))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     context::Context,
     failure::{CaseResult, ensure, note},
     flow::{each_once, in_order, numbered, send_messages, send_to, take_acked, take_until},
-    history::How,
+    history::{How, What},
 };
 
 /// G6 partitions: messages without a key spread over all partitions, awaited one by one or pipelined.
@@ -102,9 +102,9 @@ pub(super) async fn many_tasks_send_each_message_once(cx: Context) -> CaseResult
     });
     let senders = futures_util::future::join_all(senders);
     let receive = async {
-        let mut acked = 0;
+        let mut acked = Vec::with_capacity(TASKS * EACH);
         let mut seen = 0;
-        while acked < TASKS * EACH {
+        while acked.len() < TASKS * EACH {
             let delivery = cx
                 .within("the next message", cx.times().progress, consumer.consume())
                 .await??;
@@ -117,10 +117,12 @@ pub(super) async fn many_tasks_send_each_message_once(cx: Context) -> CaseResult
                 (1, 200) => How::Drop,
                 _ => How::Ack,
             };
-            acked += usize::from(how == How::Ack);
+            if how == How::Ack {
+                acked.push(crate::flow::text(&delivery));
+            }
             history.settle(&group, "m", delivery, how)?;
         }
-        Ok::<_, crate::failure::Failure>(())
+        Ok::<_, crate::failure::Failure>(acked)
     };
     let (sent, received) = tokio::join!(senders, receive);
     for task in sent {
@@ -131,7 +133,14 @@ pub(super) async fn many_tasks_send_each_message_once(cx: Context) -> CaseResult
     // Keyless messages of one task change partitions; within each they keep their order.
     expect.ordered = true;
     history.check(&expect)?;
-    received?;
+    let sent = history
+        .records()
+        .into_iter()
+        .filter_map(|record| match record.what {
+            What::Sent { payload, .. } => Some(payload),
+            _ => None,
+        });
+    each_once("messages of 16 tasks", received?, sent)?;
     crate::flow::nothing(&cx, &consumer, Duration::from_millis(200)).await
 }
 

@@ -57,7 +57,9 @@ pub(super) async fn acks_out_of_order_survive_a_kill(cx: Context) -> CaseResult 
         .consumer(&topic, &group)
         .session_timeout(cx.times().session_timeout)
         .await?;
-    let first = one_within(&cx, &consumer, cx.times().crash_takeover + cx.times().progress).await?;
+    let first = one_within(&cx, &consumer, cx.times().crash_takeover + cx.times().progress)
+        .await
+        .map_err(|failure| failure.during(format!("lost: un-acked were {left:?}")))?;
     let mut came = vec![flow::text(&first)];
     first.ack()?;
     let rest = take_acked(&cx, &consumer, expected.len() - 1)
