@@ -188,3 +188,6 @@ pub(crate) fn not_applicable(case: &Case, nature: Nature) -> Option<&'static str
         None
     }
 }
+
+#[cfg(test)]
+mod tests;
