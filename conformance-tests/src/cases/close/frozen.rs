@@ -57,10 +57,12 @@ pub(super) async fn close_is_bounded_with_the_server_frozen(cx: Context) -> Case
                 close,
             )
             .await?;
-        note!(
-            cx,
-            "close of the {what} took {:?} and gave {result:?}",
-            begun.elapsed()
+        let elapsed = begun.elapsed();
+        note!(cx, "close of the {what} took {elapsed:?} and gave {result:?}");
+        // A close that holds up its thread holds up its deadline too.
+        ensure!(
+            elapsed <= limit,
+            "hangs: close of the {what} with the server frozen took {elapsed:?}, its limit is {limit:?}"
         );
         took.push((what, begun.elapsed()));
     }

@@ -101,7 +101,13 @@ impl Load {
             .await;
         if let Err(failure) = flows {
             let stored = self.flow.stored().len().saturating_sub(mark);
-            return Err(failure.during(format!("{stored} new ones were answered Ok")));
+            let failure = failure.during(format!("{stored} new ones were answered Ok"));
+            // The history may tell what is behind it.
+            self.cx
+                .history()
+                .check(&self.expect())
+                .map_err(|seen| seen.during(&failure))?;
+            return Err(failure);
         }
         Ok(begun.elapsed())
     }
@@ -119,6 +125,12 @@ impl Load {
         let took = self.flows(what, self.cx.times().progress).await?;
         self.cx.measure(Measured::Recovery, took);
         Ok(())
+    }
+
+    fn expect(&self) -> Expect {
+        let mut expect = Expect::complete_for([GROUP]);
+        expect.progress = Some(self.cx.times().progress);
+        expect
     }
 
     /// Ends the sends, waits for everything that was answered `Ok`, closes the members and judges the history.
@@ -158,9 +170,7 @@ impl Load {
         {
             member??;
         }
-        let mut expect = Expect::complete_for([GROUP]);
-        expect.progress = Some(limit);
-        self.cx.history().check(&expect)?;
+        self.cx.history().check(&self.expect())?;
         // What the history does not explain.
         all.map_err(|failure| {
             let missing = self.flow.missing();

@@ -15,7 +15,7 @@ use mq_api::{
     },
 };
 
-use super::consuming::sum;
+use super::consume_tweaks::sum;
 use crate::wrap::{Scope, Tweak};
 
 /// Reads past one message in so many.

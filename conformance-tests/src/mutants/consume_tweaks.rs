@@ -1,9 +1,11 @@
 //! Drivers that get consuming wrong, each in one way.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
+    future::Future,
     ops::Range,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -137,12 +139,63 @@ impl Tweak for MergesGroups {
     }
 }
 
-/// Takes the close of a member and does nothing.
-#[derive(Debug)]
-pub(super) struct IgnoresClose;
+/// Takes the close of a member and does nothing: its membership goes on.
+#[derive(Debug, Default)]
+pub(super) struct IgnoresClose {
+    kept: Arc<Mutex<Vec<(Arc<dyn driver::Consumer>, Silent)>>>,
+}
+
+/// Events that nobody asks for any more.
+struct Silent {
+    _events: Box<dyn Events>,
+}
+
+/// Keeps the membership when it is let go.
+struct KeptEvents {
+    inner: Option<Box<dyn Events>>,
+    consumer: Arc<dyn driver::Consumer>,
+    kept: Arc<Mutex<Vec<(Arc<dyn driver::Consumer>, Silent)>>>,
+}
+
+impl Events for KeptEvents {
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+        match &mut self.inner {
+            Some(inner) => inner.poll_event(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for KeptEvents {
+    fn drop(&mut self) {
+        if let Some(events) = self.inner.take() {
+            lock(&self.kept).push((Arc::clone(&self.consumer), Silent { _events: events }));
+        }
+    }
+}
+
+impl fmt::Debug for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Silent")
+    }
+}
 
 #[async_trait]
 impl Tweak for IgnoresClose {
+    async fn consumer(
+        &self,
+        inner: &dyn driver::Mq,
+        subscription: Subscription,
+    ) -> Result<(Arc<dyn driver::Consumer>, Box<dyn Events>)> {
+        let (consumer, events) = inner.consumer(subscription).await?;
+        let events = KeptEvents {
+            inner: Some(events),
+            consumer: Arc::clone(&consumer),
+            kept: Arc::clone(&self.kept),
+        };
+        Ok((consumer, Box::new(events)))
+    }
+
     async fn release(
         &self,
         _scope: &Scope,
@@ -157,49 +210,54 @@ impl Tweak for IgnoresClose {
     }
 }
 
-/// Gives a partition to its next owner without telling the one that has it: both own it.
+/// Gives a partition to its next owner some time before it tells the one that has it: both own it for that time.
 #[derive(Debug)]
-pub(super) struct GivesAwayUnasked;
+pub(super) struct RevokesLate;
 
 #[async_trait]
-impl Tweak for GivesAwayUnasked {
+impl Tweak for RevokesLate {
     async fn consumer(
         &self,
         inner: &dyn driver::Mq,
         subscription: Subscription,
     ) -> Result<(Arc<dyn driver::Consumer>, Box<dyn Events>)> {
         let (consumer, events) = inner.consumer(subscription).await?;
-        let events = SilentRevokes {
+        let events = LateRevokes {
             inner: events,
             consumer: Arc::clone(&consumer),
+            late: VecDeque::new(),
         };
         Ok((consumer, Box::new(events)))
     }
 }
 
-struct SilentRevokes {
+struct LateRevokes {
     inner: Box<dyn Events>,
     consumer: Arc<dyn driver::Consumer>,
+    late: VecDeque<(Pin<Box<tokio::time::Sleep>>, Vec<AssignmentId>)>,
 }
 
-impl Events for SilentRevokes {
+impl Events for LateRevokes {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
-        let consumer = &self.consumer;
-        changed(&mut *self.inner, cx, |event| match event {
+        let (consumer, late) = (&self.consumer, &mut self.late);
+        let polled = changed(&mut *self.inner, cx, |event| match event {
             Event::Revoked(ids) => {
-                let consumer = Arc::clone(consumer);
-                tokio::spawn(async move { consumer.release(ids).await });
+                let (consumer, released) = (Arc::clone(consumer), ids.clone());
+                tokio::spawn(async move { consumer.release(released).await });
+                let wait = tokio::time::sleep(Duration::from_millis(400));
+                late.push_back((Box::pin(wait), ids));
                 None
             }
-            Event::Lost(_) => None,
             other => Some(other),
-        })
-    }
-}
-
-impl fmt::Debug for SilentRevokes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SilentRevokes").finish_non_exhaustive()
+        });
+        if polled.is_pending()
+            && let Some((wait, _)) = self.late.front_mut()
+            && wait.as_mut().poll(cx).is_ready()
+            && let Some((_, ids)) = self.late.pop_front()
+        {
+            return Poll::Ready(Ok(Event::Revoked(ids)));
+        }
+        polled
     }
 }
 
