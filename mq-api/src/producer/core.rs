@@ -691,6 +691,8 @@ impl BatchOwner for Core {
             }
             state.settle(&mut fx, &self.options, &self.client.budget);
             state.list(batch.partition, &self.window, &mut fx);
+            // It may have been the last one that the close waits for.
+            fx.notify |= state.life == Life::Closing;
         }
         self.finish(&mut fx);
         if let Some(error) = failed {
