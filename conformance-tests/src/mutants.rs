@@ -4,8 +4,15 @@
 //! A theme's file lists its [`Proof`]s. The case runs through the same runner as in a driver's tests; the mutant sits
 //! between the portable layer and the driver.
 
+mod close;
+mod consume;
+mod consume_tweaks;
+mod faults;
 mod memory;
+mod modes;
+mod positions;
 mod produce;
+mod read_tweaks;
 mod sends;
 mod settle;
 mod topics;
@@ -35,7 +42,17 @@ struct Proof {
 }
 
 /// All proofs, theme by theme.
-const PROOFS: &[&[Proof]] = &[topics::PROOFS, produce::PROOFS, settle::PROOFS, truth::PROOFS];
+const PROOFS: &[&[Proof]] = &[
+    topics::PROOFS,
+    produce::PROOFS,
+    consume::PROOFS,
+    settle::PROOFS,
+    positions::PROOFS,
+    modes::PROOFS,
+    close::PROOFS,
+    faults::PROOFS,
+    truth::PROOFS,
+];
 
 /// Cases that memory cannot run; each is proved by a mutant around the first real driver that can, in that driver's
 /// tests.

@@ -196,15 +196,6 @@ impl Tweak for IgnoresClose {
         Ok((consumer, Box::new(events)))
     }
 
-    async fn release(
-        &self,
-        _scope: &Scope,
-        _inner: &dyn driver::Consumer,
-        _assignments: Vec<AssignmentId>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
     async fn close_consumer(&self, _scope: &Scope, _inner: &dyn driver::Consumer) -> Result<()> {
         Ok(())
     }

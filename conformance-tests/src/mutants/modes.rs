@@ -67,6 +67,6 @@ pub(super) const PROOFS: &[Proof] = &[
         case: "J1",
         mutant: "changes a byte of each payload",
         tweak: || Arc::new(DamagesPayloads),
-        says: "not of the format",
+        says: "invalid message: the payload does not fit",
     },
 ];

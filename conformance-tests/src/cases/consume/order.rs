@@ -137,6 +137,7 @@ pub(super) async fn channel_is_bounded_and_gives_back(cx: Context) -> CaseResult
                 channel.len()
             );
         }
+        all_first_attempts("by a channel", &taken)?;
         note!(cx, "a channel is dropped with {} messages inside", channel.len());
         ensure!(
             !channel.is_empty(),
