@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::{
     Proof,
     consume_tweaks::{
-        CommitsOneLess, CommitsPastGaps, CountsWhatNobodySaw, HidesLostPartitions, HidesTrims,
-        IgnoresClose, LosesSome, MakesUnknownTopics, MergesGroups, ReordersTwo, RevokesLate, SpinsWhenIdle, StartsLatestLate,
-        WaitsToFill,
+        CommitsOneLess, CommitsPastGaps, CountsWhatNobodySaw, HidesLostPartitions, HidesTrims, IgnoresClose,
+        LosesSome, MakesUnknownTopics, MergesGroups, ReordersTwo, RevokesLate, SpinsWhenIdle,
+        StartsLatestLate, WaitsToFill,
     },
 };
 

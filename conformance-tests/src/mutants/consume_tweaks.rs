@@ -14,7 +14,9 @@ use std::{
 use async_trait::async_trait;
 use mq_api::{
     GroupName, Message, Offset, Result, Start,
-    driver::{self, Assignment, AssignmentId, Batch, Commit, CommitOutcome, Event, Events, Record, Subscription},
+    driver::{
+        self, Assignment, AssignmentId, Batch, Commit, CommitOutcome, Event, Events, Record, Subscription,
+    },
 };
 
 use crate::wrap::{Scope, Tweak};
@@ -58,7 +60,12 @@ fn changed(
 pub(super) struct LosesSome(pub(super) u64);
 
 impl Tweak for LosesSome {
-    fn poll_event(&self, _scope: &Scope, inner: &mut dyn Events, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    fn poll_event(
+        &self,
+        _scope: &Scope,
+        inner: &mut dyn Events,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Event>> {
         changed(inner, cx, |event| {
             Some(with_records(event, |mut records| {
                 records.retain(|record| !sum(record).is_multiple_of(self.0));
@@ -71,7 +78,9 @@ impl Tweak for LosesSome {
 /// Picks messages by what they hold, so that a copy of one shares its fate.
 pub(super) fn sum(record: &Record) -> u64 {
     let payload = record.message.payload_or_empty();
-    payload.iter().fold(7, |sum, byte| sum * 31 % 1_000_003 + u64::from(*byte))
+    payload
+        .iter()
+        .fold(7, |sum, byte| sum * 31 % 1_000_003 + u64::from(*byte))
 }
 
 /// Hands the first two messages of each batch over in the wrong order.
@@ -79,7 +88,12 @@ pub(super) fn sum(record: &Record) -> u64 {
 pub(super) struct ReordersTwo;
 
 impl Tweak for ReordersTwo {
-    fn poll_event(&self, _scope: &Scope, inner: &mut dyn Events, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    fn poll_event(
+        &self,
+        _scope: &Scope,
+        inner: &mut dyn Events,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Event>> {
         changed(inner, cx, |event| {
             Some(with_records(event, |mut records| {
                 if let [first, second, ..] = &mut records[..] {
@@ -295,12 +309,19 @@ impl Tweak for StoresNoCommit {
 pub(super) struct CountsWhatNobodySaw;
 
 impl Tweak for CountsWhatNobodySaw {
-    fn poll_event(&self, _scope: &Scope, inner: &mut dyn Events, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    fn poll_event(
+        &self,
+        _scope: &Scope,
+        inner: &mut dyn Events,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Event>> {
         changed(inner, cx, |event| {
             Some(match event {
                 Event::Assigned(assignments) => {
                     let counted = |mut one: Assignment| {
-                        one.attempts = (one.position..one.position + 100).map(|offset| (offset, 1)).collect();
+                        one.attempts = (one.position..one.position + 100)
+                            .map(|offset| (offset, 1))
+                            .collect();
                         one
                     };
                     Event::Assigned(assignments.into_iter().map(counted).collect())
@@ -334,7 +355,12 @@ impl Tweak for MakesUnknownTopics {
 pub(super) struct SpinsWhenIdle;
 
 impl Tweak for SpinsWhenIdle {
-    fn poll_event(&self, _scope: &Scope, inner: &mut dyn Events, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    fn poll_event(
+        &self,
+        _scope: &Scope,
+        inner: &mut dyn Events,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Event>> {
         let polled = inner.poll_event(cx);
         if polled.is_pending() {
             cx.waker().wake_by_ref();
@@ -376,7 +402,12 @@ impl Tweak for WaitsToFill {
 pub(super) struct HidesLostPartitions;
 
 impl Tweak for HidesLostPartitions {
-    fn poll_event(&self, _scope: &Scope, inner: &mut dyn Events, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    fn poll_event(
+        &self,
+        _scope: &Scope,
+        inner: &mut dyn Events,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Event>> {
         changed(inner, cx, |event| match event {
             Event::Assigned(mut assignments) => {
                 for assignment in &mut assignments {
@@ -395,7 +426,12 @@ impl Tweak for HidesLostPartitions {
 pub(super) struct HidesTrims;
 
 impl Tweak for HidesTrims {
-    fn poll_event(&self, _scope: &Scope, inner: &mut dyn Events, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    fn poll_event(
+        &self,
+        _scope: &Scope,
+        inner: &mut dyn Events,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Event>> {
         changed(inner, cx, |event| {
             (!matches!(event, Event::Trimmed { .. })).then_some(event)
         })
@@ -426,9 +462,16 @@ impl Tweak for CommitsOneLess {
 pub(super) struct DamagesPayloads;
 
 impl Tweak for DamagesPayloads {
-    fn poll_event(&self, _scope: &Scope, inner: &mut dyn Events, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+    fn poll_event(
+        &self,
+        _scope: &Scope,
+        inner: &mut dyn Events,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Event>> {
         changed(inner, cx, |event| {
-            Some(with_records(event, |records| records.into_iter().map(damaged).collect()))
+            Some(with_records(event, |records| {
+                records.into_iter().map(damaged).collect()
+            }))
         })
     }
 }
@@ -491,7 +534,13 @@ pub(super) struct LosesWhilePaused {
 }
 
 impl Tweak for LosesWhilePaused {
-    fn pause(&self, scope: &Scope, _inner: &dyn driver::Consumer, _assignments: &[AssignmentId], paused: bool) {
+    fn pause(
+        &self,
+        scope: &Scope,
+        _inner: &dyn driver::Consumer,
+        _assignments: &[AssignmentId],
+        paused: bool,
+    ) {
         let mut all = lock(&self.paused);
         if paused {
             all.insert(scope.id);

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use mq_api::{
     Capabilities, Clock, ErrorKind, Moment, Offset, Position, Result, Support, Timestamp,
     driver::{
-        self, CommittedPosition, CommittedRequest, FetchRequest, Fetched, QueueConsumer, QueueReceipt, QueueRecord,
-        Record, Subscription,
+        self, CommittedPosition, CommittedRequest, FetchRequest, Fetched, QueueConsumer, QueueReceipt,
+        QueueRecord, Record, Subscription,
     },
 };
 
@@ -24,7 +24,12 @@ pub(super) struct ReadsPastSome(pub(super) u64);
 
 #[async_trait]
 impl Tweak for ReadsPastSome {
-    async fn fetch(&self, _scope: &Scope, inner: &dyn driver::Reader, request: FetchRequest) -> Result<Fetched> {
+    async fn fetch(
+        &self,
+        _scope: &Scope,
+        inner: &dyn driver::Reader,
+        request: FetchRequest,
+    ) -> Result<Fetched> {
         let fetched = inner.fetch(request).await?;
         let records: Vec<Record> = fetched
             .records
@@ -120,7 +125,10 @@ impl Tweak for TakesBeyondForTheEnd {
 
     async fn bounds(&self, _scope: &Scope, inner: &dyn driver::Reader) -> Result<Vec<(Offset, Offset)>> {
         let bounds = inner.bounds().await?;
-        Ok(bounds.into_iter().map(|(first, next)| (first, next + 10_000)).collect())
+        Ok(bounds
+            .into_iter()
+            .map(|(first, next)| (first, next + 10_000))
+            .collect())
     }
 }
 
@@ -132,10 +140,16 @@ pub(super) struct FeedsOneMember {
 
 #[async_trait]
 impl Tweak for FeedsOneMember {
-    async fn receive(&self, scope: &Scope, inner: &dyn QueueConsumer, max: usize) -> Result<Vec<QueueRecord>> {
+    async fn receive(
+        &self,
+        scope: &Scope,
+        inner: &dyn QueueConsumer,
+        max: usize,
+    ) -> Result<Vec<QueueRecord>> {
         let first = {
             let mut all = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-            *all.entry(format!("{} {}", scope.topic, scope.group)).or_insert(scope.id)
+            *all.entry(format!("{} {}", scope.topic, scope.group))
+                .or_insert(scope.id)
         };
         if first == scope.id {
             inner.receive(max).await
@@ -151,9 +165,16 @@ pub(super) struct AcksOnReceive;
 
 #[async_trait]
 impl Tweak for AcksOnReceive {
-    async fn receive(&self, _scope: &Scope, inner: &dyn QueueConsumer, max: usize) -> Result<Vec<QueueRecord>> {
+    async fn receive(
+        &self,
+        _scope: &Scope,
+        inner: &dyn QueueConsumer,
+        max: usize,
+    ) -> Result<Vec<QueueRecord>> {
         let received = inner.receive(max).await?;
-        inner.ack(received.iter().map(|one| one.receipt.clone()).collect()).await;
+        inner
+            .ack(received.iter().map(|one| one.receipt.clone()).collect())
+            .await;
         Ok(received)
     }
 
