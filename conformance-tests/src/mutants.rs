@@ -58,9 +58,6 @@ const PROOFS: &[&[Proof]] = &[
 /// tests.
 const ELSEWHERE: &[&str] = &["C2b", "F4", "F6"];
 
-/// Names the proof that a child process of this executable belongs to.
-const PROOF: &str = "MQ_CONFORMANCE_PROOF";
-
 fn proofs() -> impl Iterator<Item = &'static Proof> {
     PROOFS.iter().copied().flatten()
 }
@@ -135,8 +132,11 @@ async fn judge(proof: &'static Proof) -> Option<String> {
 /// Serves as a child process of a proof; does nothing when it is run as a test.
 #[test]
 fn serve_child() {
-    let Ok(wanted) = std::env::var(PROOF) else { return };
-    if let Some(proof) = proofs().find(|proof| proof.mutant == wanted) {
+    // The cases that run alone have one mutant each.
+    let Ok(case) = std::env::var(runner::ALONE) else {
+        return;
+    };
+    if let Some(proof) = proofs().find(|proof| proof.case == case) {
         let served = runner::serve_child(MutantOfMemory::new((proof.tweak)()));
         assert!(served.is_some(), "not started as a child");
     }

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Says to a re-executed process which case it is to run alone; the server's URL is in [`ALONE_URL`].
-const ALONE: &str = "MQ_CONFORMANCE_ALONE";
+pub(crate) const ALONE: &str = "MQ_CONFORMANCE_ALONE";
 const ALONE_URL: &str = "MQ_CONFORMANCE_ALONE_URL";
 
 /// Begins the line on which a process that runs a case alone reports.

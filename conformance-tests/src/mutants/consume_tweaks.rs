@@ -363,7 +363,8 @@ impl Tweak for SpinsWhenIdle {
     ) -> Poll<Result<Event>> {
         let polled = inner.poll_event(cx);
         if polled.is_pending() {
-            cx.waker().wake_by_ref();
+            let waker = cx.waker().clone();
+            tokio::spawn(async move { waker.wake() });
         }
         polled
     }
