@@ -1,5 +1,7 @@
 //! The reader, on the memory backend.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::time::Duration;
 
 use mq_api::{ErrorKind, Message, Mq, Position, ReadMessage, Reader, Timestamp};

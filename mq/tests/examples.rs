@@ -1,5 +1,7 @@
 //! Runs the examples: each ends by itself and in order.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 use std::{
     path::PathBuf,
     process::{Command, Stdio},

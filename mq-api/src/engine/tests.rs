@@ -31,7 +31,8 @@ async fn acks_are_stored_by_the_timer_up_to_the_first_gap() {
     batch.remove(0).ack().unwrap();
     consumer.commit().await.unwrap();
     let commit = script.last_commit();
-    assert_eq!((commit.position, commit.acked_above), (11, vec![12..13]));
+    assert_eq!(commit.position, 11);
+    assert!(commit.acked_above.iter().eq([&(12..13)]));
     assert_eq!(script.commits().len(), 1, "one commit for both");
 }
 
@@ -142,7 +143,8 @@ async fn what_a_former_owner_acked_is_skipped_and_stays_stored() {
     }
     consumer.commit().await.unwrap();
     let commit = script.last_commit();
-    assert_eq!((commit.position, commit.acked_above), (4, vec![5..6]));
+    assert_eq!(commit.position, 4);
+    assert!(commit.acked_above.iter().eq([&(5..6)]));
 }
 
 #[tokio::test(start_paused = true)]
