@@ -468,3 +468,6 @@ fn check_spec(spec: &TopicSpec, capabilities: &Capabilities) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

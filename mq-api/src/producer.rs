@@ -295,3 +295,6 @@ impl fmt::Debug for Producer {
 fn operation(error: Error) -> Error {
     error.with_operation(OPERATION)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,4 +1,5 @@
 //! The reader, on the memory backend.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 

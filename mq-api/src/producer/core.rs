@@ -622,6 +622,17 @@ impl Core {
     }
 }
 
+#[cfg(test)]
+impl Core {
+    /// Fails where this thread holds the lock; for tests on one thread.
+    pub(super) fn assert_unlocked(&self) {
+        assert!(
+            self.state.try_lock().is_ok(),
+            "a driver is called with the lock held"
+        );
+    }
+}
+
 impl BatchOwner for Core {
     fn timeout(&self) -> Duration {
         self.options.timeout

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Producer, core::Core};
+use super::{Producer, core::Core, task};
 use crate::{
     Capabilities, DEFAULT_MAX_METADATA, DEFAULT_MAX_PAYLOAD, Mq, Partitioner, Result, TopicName,
     driver::ProducerRequest,
@@ -164,7 +164,7 @@ impl ProducerBuilder {
             .call(OPERATION, Some(&topic), mq.driver.producer(request))
             .await?;
         let core = Core::new(Arc::clone(&mq), driver, topic, options);
-        tokio::spawn(super::task::run(Arc::clone(&core)));
+        tokio::spawn(task::run(task::Guard(Arc::clone(&core))));
         let producer = Producer::new(Arc::clone(&core));
         let child: Arc<dyn Child> = core;
         if let Err(error) = mq.register(&child) {

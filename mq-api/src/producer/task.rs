@@ -12,8 +12,10 @@ use crate::{Error, ErrorKind, Outcome, Result, mq::deadline};
 const MIN_DRIVER_CLOSE: Duration = Duration::from_millis(500);
 
 /// Runs until the producer is closed, or its last handle is dropped, and everything is settled.
-pub(super) async fn run(core: Arc<Core>) {
-    let guard = Guard(Arc::clone(&core));
+///
+/// The guard comes from outside, so that a runtime which ends before the first poll is noticed too.
+pub(super) async fn run(guard: Guard) {
+    let core = Arc::clone(&guard.0);
     tracing::debug!(
         messaging.system = core.client.driver.capabilities().backend,
         messaging.destination.name = %core.topic,
@@ -127,7 +129,7 @@ async fn close(core: &Core, close_by: Option<Instant>) -> Result<()> {
 }
 
 /// Ends what is open when the runtime ends the task before it is done.
-struct Guard(Arc<Core>);
+pub(super) struct Guard(pub(super) Arc<Core>);
 
 impl Drop for Guard {
     fn drop(&mut self) {
