@@ -1,6 +1,4 @@
 //! The reader, on the memory backend.
-#![allow(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
-
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::time::Duration;
