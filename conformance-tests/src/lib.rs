@@ -34,5 +34,5 @@ pub use self::{
     context::{Measured, Measurement},
     harness::{Fault, Harness, HarnessError, HarnessResult, Nature, Server, ServerKind, StoredFormat, Times},
     report::{CaseReport, Counts, Report, TimeReport, Verdict},
-    runner::{run, run_all, run_some, serve_child},
+    runner::{run, run_all, run_some, run_to_end, serve_child},
 };

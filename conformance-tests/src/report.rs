@@ -185,6 +185,19 @@ impl Report {
         self.cases.iter().filter(|case| case.verdict == verdict).count()
     }
 
+    /// Returns what is known of each case that failed: what it saw, and its log.
+    #[must_use]
+    pub fn explain_failures(&self) -> String {
+        let mut out = String::new();
+        for case in self.cases.iter().filter(|case| case.verdict == Verdict::Failed) {
+            let _ = writeln!(out, "---- {}_{}\n{}", case.id, case.name, case.detail);
+            for line in &case.log {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+        out
+    }
+
     /// Returns the report as JSON.
     #[must_use]
     pub fn to_json(&self) -> String {

@@ -122,6 +122,14 @@ pub async fn run_some(harness: impl Harness, filter: impl Fn(&str) -> bool) -> R
     Report::new(harness.name(), &harness.times(), reports)
 }
 
+/// Runs the cases that a filter lets through on a runtime of its own, and returns the report.
+///
+/// # Errors
+/// The operating system's, where the runtime cannot be started.
+pub fn run_to_end(harness: impl Harness, filter: impl Fn(&str) -> bool) -> std::io::Result<Report> {
+    Ok(runtime(4)?.block_on(run_some(harness, filter)))
+}
+
 /// Serves this process if it is a child that the suite has started, and returns its exit code then.
 #[must_use]
 pub fn serve_child(harness: impl Harness) -> Option<ExitCode> {
@@ -334,11 +342,13 @@ struct AloneAnswer {
     remains: Remains,
 }
 
-/// Makes a command that runs this executable once more. The suite's own unit tests name the test in it that serves.
+/// Makes a command that runs this executable once more, with the same arguments. The suite's own unit tests name the test in it that serves.
 pub(crate) fn this_executable() -> std::io::Result<tokio::process::Command> {
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
     if cfg!(test) {
         command.args(["mutants::serve_child", "--exact", "--nocapture"]);
+    } else {
+        command.args(std::env::args_os().skip(1));
     }
     Ok(command)
 }

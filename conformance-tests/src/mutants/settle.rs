@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use mq_api::{
-    ClientOptions, Clock, Message, Moment, Result,
+    Clock, Message, Moment, Result,
     driver::{
         AssignmentId, Batch, Commit, CommitOutcome, Consumer, Event, Events, QueueConsumer, QueueReceipt,
         QueueRecord, Record, Records,

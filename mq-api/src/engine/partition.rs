@@ -461,6 +461,11 @@ impl Partition {
         self.storing.clear();
         self.early.clear();
         self.charge.set(self.unacked_bytes);
+        let auto_ack = self.auto_committed != Offset::MAX;
+        if auto_ack && (self.auto_committed > self.position() || self.commits.under_way.is_some()) {
+            // The stored position is ahead of what was handed over, or will be: the rest is for the next owner.
+            self.commits.version += 1;
+        }
     }
 
     fn fetched_to_unread(&mut self) {
