@@ -26,6 +26,21 @@ pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 ///
 /// It is a handle: clones share one connection, and producers, consumers and readers keep that connection alive.
 /// Every call is over within [`ClientOptions::request_timeout`].
+///
+/// ```
+/// # use mq_api::Mq;
+/// # use mq_memory::MemoryMq;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> mq_api::Result<()> {
+/// let mq = Mq::from_driver(MemoryMq::new());
+/// mq.create_topic("orders", 4).await?;
+/// assert_eq!(mq.describe_topic("orders").await?.partitions.len(), 4);
+/// assert_eq!(mq.list_topics().await?[0].as_str(), "orders");
+/// mq.add_partitions("orders", 6).await?;
+/// mq.delete_topic("orders").await?;
+/// mq.close().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Mq {
     pub(crate) inner: Arc<MqInner>,
@@ -228,6 +243,18 @@ impl Mq {
     ///
     /// # Errors
     /// [`ErrorKind::TopicNotFound`], [`ErrorKind::InvalidGroup`], [`ErrorKind::Unsupported`], and what the backend says.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// mq.producer("orders").await?.produce("paid").await?;
+    /// assert_eq!(mq.lag("orders", "billing").await?.total(), 1);
+    /// # Ok(()) }
+    /// ```
     pub async fn lag(&self, topic: impl AsRef<str>, group: impl AsRef<str>) -> Result<Lag> {
         const OPERATION: &str = "lag";
         let topic = existing_topic(OPERATION, topic)?;

@@ -28,6 +28,20 @@ use crate::{Error, ErrorKind, Message, Outcome, Receipt, Result, TopicName};
 /// that surely was not stored is tried again until its deadline, while nothing later of its partition is stored or may
 /// be; a send whose outcome is unknown is never repeated unless
 /// [`resend_unknown`](ProducerBuilder::resend_unknown) says so.
+///
+/// ```
+/// # use mq_api::{Message, Mq};
+/// # use mq_memory::MemoryMq;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> mq_api::Result<()> {
+/// # let mq = Mq::from_driver(MemoryMq::new());
+/// # mq.create_topic("orders", 4).await?;
+/// let producer = mq.producer("orders").await?;
+/// let receipt = producer.produce(Message::new("paid").with_key("user-7")).await?;
+/// assert_eq!(receipt.offset, Some(0));
+/// producer.close().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Producer {
     core: Arc<Core>,
@@ -83,6 +97,20 @@ impl Producer {
     ///
     /// # Cancel safety
     /// Dropped while it waits for room, the message is withdrawn; dropped later, it is sent as if awaited.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// let first = producer.produce(Message::new("a").with_key("k")).await?;
+    /// let second = producer.produce(Message::new("b").with_key("k")).await?;
+    /// assert_eq!(first.partition, second.partition);
+    /// # Ok(()) }
+    /// ```
     pub async fn produce(&self, message: impl Into<Message>) -> Result<Receipt> {
         // A loop of sends that never wait must let others run, as every call of Tokio's own does.
         coop::consume_budget().await;
@@ -100,6 +128,20 @@ impl Producer {
     ///
     /// # Cancel safety
     /// As [`produce`](Self::produce).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// assert_eq!(producer.produce_to(2, "shipped").await?.partition, 2);
+    /// let error = producer.produce_to(4, "nowhere").await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::InvalidPartition);
+    /// # Ok(()) }
+    /// ```
     pub async fn produce_to(&self, partition: u32, message: impl Into<Message>) -> Result<Receipt> {
         coop::consume_budget().await;
         match self.begin(message.into(), Some(partition)) {
@@ -112,6 +154,19 @@ impl Producer {
     ///
     /// # Cancel safety
     /// Dropped, what was taken is sent as if awaited, and the rest is withdrawn.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// let results = producer.produce_batch(["a", "b", "c"]).await;
+    /// assert!(results.iter().all(Result::is_ok));
+    /// # Ok(()) }
+    /// ```
     pub async fn produce_batch(
         &self,
         messages: impl IntoIterator<Item = impl Into<Message>>,
@@ -129,6 +184,21 @@ impl Producer {
     ///
     /// # Cancel safety
     /// Dropped while it waits for room, the message is withdrawn.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// let first = producer.enqueue("a").await?;
+    /// let second = producer.enqueue("b").await?;
+    /// first.await?;
+    /// second.await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn enqueue(&self, message: impl Into<Message>) -> Result<PendingReceipt> {
         coop::consume_budget().await;
         let begun = self.begin(message.into(), None);
@@ -142,6 +212,19 @@ impl Producer {
     ///
     /// # Cancel safety
     /// Dropped while it waits for room, the message is withdrawn.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// let pending = producer.enqueue_to(1, "a").await?;
+    /// assert_eq!(pending.await?.partition, 1);
+    /// # Ok(()) }
+    /// ```
     pub async fn enqueue_to(&self, partition: u32, message: impl Into<Message>) -> Result<PendingReceipt> {
         coop::consume_budget().await;
         let begun = self.begin(message.into(), Some(partition));
@@ -152,6 +235,18 @@ impl Producer {
     ///
     /// # Errors
     /// [`ErrorKind::ResourceExhausted`], not sent, where the buffer is full; else as [`enqueue`](Self::enqueue).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// producer.try_enqueue("a")?.await?;
+    /// # Ok(()) }
+    /// ```
     pub fn try_enqueue(&self, message: impl Into<Message>) -> Result<PendingReceipt> {
         self.try_submit(message.into(), false)
     }
@@ -162,6 +257,20 @@ impl Producer {
     /// # Errors
     /// What makes the message fail before it is sent; [`ErrorKind::ResourceExhausted`] where the buffer is full, which is
     /// counted too.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// producer.send_one_way("tick")?;
+    /// producer.flush().await?;
+    /// assert_eq!(producer.status().one_way_failures, 0);
+    /// # Ok(()) }
+    /// ```
     pub fn send_one_way(&self, message: impl Into<Message>) -> Result<()> {
         let result = self.try_submit(message.into(), true);
         if let Err(error) = &result

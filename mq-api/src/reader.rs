@@ -29,6 +29,19 @@ const MAX_PULL: usize = 100_000;
 ///
 /// It is a handle: clones share one place in the topic.
 ///
+/// ```
+/// # use mq_api::Mq;
+/// # use mq_memory::MemoryMq;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> mq_api::Result<()> {
+/// # let mq = Mq::from_driver(MemoryMq::new());
+/// # mq.create_topic("orders", 1).await?;
+/// mq.producer("orders").await?.produce("paid").await?;
+/// let reader = mq.reader("orders").await?;
+/// assert_eq!(reader.next().await?.payload(), b"paid");
+/// # Ok(()) }
+/// ```
+///
 /// A message that is held shares its memory with those that came with it; [`Message::detached`](crate::Message::detached)
 /// makes a copy of its own.
 #[derive(Clone)]
@@ -193,6 +206,21 @@ impl Reader {
     ///
     /// # Cancel safety
     /// It may be dropped at any point.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// mq.producer("orders").await?.produce_to(1, "paid").await?;
+    /// let reader = mq.reader("orders").await?;
+    /// let messages = reader.pull(1, 0, 10).await?;
+    /// assert_eq!(messages[0].payload(), b"paid");
+    /// assert!(reader.pull(1, 1, 10).await?.is_empty());
+    /// # Ok(()) }
+    /// ```
     pub async fn pull(&self, partition: u32, from: Offset, n: usize) -> Result<Vec<ReadMessage>> {
         const OPERATION: &str = "pull";
         check_range("n", n, 1, MAX_PULL).map_err(|error| error.with_operation(OPERATION))?;
@@ -231,6 +259,18 @@ impl Reader {
     ///
     /// # Cancel safety
     /// It may be dropped at any point.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// let reader = mq.reader("orders").await?;
+    /// assert_eq!(reader.offset_at(0, mq_api::Timestamp::now()).await?, 0);
+    /// # Ok(()) }
+    /// ```
     pub async fn offset_at(&self, partition: u32, time: Timestamp) -> Result<Offset> {
         const OPERATION: &str = "offset_at";
         let capabilities = self.inner.mq.driver.capabilities();
@@ -251,6 +291,19 @@ impl Reader {
     ///
     /// # Cancel safety
     /// It may be dropped at any point.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// mq.producer("orders").await?.produce_to(3, "paid").await?;
+    /// let bounds = mq.reader("orders").await?.bounds().await?;
+    /// assert_eq!((bounds[3].first_offset, bounds[3].next_offset), (0, 1));
+    /// # Ok(()) }
+    /// ```
     pub async fn bounds(&self) -> Result<Vec<PartitionDescription>> {
         let bounds = self.inner.call("bounds", self.inner.driver.bounds()).await?;
         Ok((0..)

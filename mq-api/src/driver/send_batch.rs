@@ -310,3 +310,6 @@ impl fmt::Debug for SendStatus {
         f.debug_struct("SendStatus").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
