@@ -18,7 +18,7 @@ pub use self::{
 use crate::{
     Channel, Delivery, Error, ErrorKind, GroupName, Lag, Offset, Position, Result, TopicName,
     driver::CommittedPosition,
-    engine::{Engine, Item, QueueEngine},
+    engine::{Core, Engine, Item, QueueEngine},
     mq::{BoxFuture, Child, MqInner, deadline},
 };
 
@@ -151,10 +151,7 @@ impl Consumer {
     pub async fn consume(&self) -> Result<Delivery> {
         match self.kind() {
             Kind::Log { engine, .. } => {
-                let taken = engine.wait(|core| {
-                    let now = core.now();
-                    core.take(now).map(|handed| (handed, now))
-                });
+                let taken = engine.wait(Core::take_stamped);
                 Ok(self.deliver(taken.await?))
             }
             Kind::Queue(engine) => loop {
@@ -185,8 +182,7 @@ impl Consumer {
                 engine
                     .wait(|core| {
                         // One look at the clock and one lock a batch.
-                        let now = core.now();
-                        let first = core.take(now)?;
+                        let (first, now) = core.take_stamped()?;
                         let mut batch = Vec::with_capacity(max.min(core.likely_ready()));
                         batch.push(Delivery::handed(first, now, auto_ack));
                         while batch.len() < max
@@ -213,10 +209,7 @@ impl Consumer {
     /// As [`consume`](Self::consume).
     pub fn try_consume(&self) -> Result<Option<Delivery>> {
         let taken = match self.kind() {
-            Kind::Log { engine, .. } => engine.try_take(|core| {
-                let now = core.now();
-                core.take(now).map(|handed| (handed, now))
-            })?,
+            Kind::Log { engine, .. } => engine.try_take(Core::take_stamped)?,
             Kind::Queue(engine) => engine.try_take(1)?.pop(),
         };
         Ok(taken.map(|taken| self.deliver(taken)))
@@ -309,12 +302,12 @@ impl Consumer {
         let mut foreign = Vec::new();
         let result = engine.with(|core| {
             let mut result = Ok(());
-            for delivery in deliveries {
+            for mut delivery in deliveries {
                 if !engine.owns(&delivery) {
                     foreign.push(delivery);
                     continue;
                 }
-                match core.ack(delivery.into_item()) {
+                match core.ack(delivery.settling()) {
                     Ok(more) => ready |= more,
                     Err(error) => result = Err(error),
                 }

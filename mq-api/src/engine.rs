@@ -36,7 +36,7 @@ use tokio::sync::{oneshot, watch};
 
 pub(crate) use self::{
     config::EngineConfig,
-    core::{Core, Counters, Handed},
+    core::{Core, Counters, Handed, Until},
     item::Item,
     queue::QueueEngine,
     settle::{Settle, Settlement},
@@ -120,9 +120,14 @@ impl Engine {
         let mut core = self.lock();
         let result = work(&mut core);
         let kick = std::mem::take(&mut core.kick);
+        let unarmed = core.unarmed;
         drop(core);
         if kick {
             self.waiters.kick();
+        }
+        if unarmed {
+            // Should nobody come back for more, the task looks after the events in a while.
+            self.waiters.tick();
         }
         result
     }
@@ -144,7 +149,15 @@ impl Engine {
         loop {
             let found = self.with(|core| {
                 core.check_open()?;
-                core.drive();
+                core.drive_if_fired();
+                if let Some(result) = take(core) {
+                    return Ok(Some((result, core.may_have_more())));
+                }
+                while core.drive(Until::Ready) {
+                    if let Some(result) = take(core) {
+                        return Ok(Some((result, core.may_have_more())));
+                    }
+                }
                 // What the events brought counts more than an error that they brought behind it.
                 if let Some(result) = take(core) {
                     return Ok(Some((result, core.has_ready())));
@@ -177,7 +190,15 @@ impl Engine {
     pub(crate) fn try_take<R>(&self, mut take: impl FnMut(&mut Core) -> Option<R>) -> Result<Option<R>> {
         self.with(|core| {
             core.check_open()?;
-            core.drive();
+            core.drive_if_fired();
+            if let Some(result) = take(core) {
+                return Ok(Some(result));
+            }
+            while core.drive(Until::Ready) {
+                if let Some(result) = take(core) {
+                    return Ok(Some(result));
+                }
+            }
             Ok(take(core))
         })
     }
@@ -185,7 +206,7 @@ impl Engine {
     /// Takes in what the driver has, then looks.
     pub(crate) fn try_drive<R>(&self, look: impl FnOnce(&mut Core) -> R) -> R {
         self.with(|core| {
-            core.drive();
+            core.drive(Until::Empty);
             look(core)
         })
     }
@@ -281,7 +302,7 @@ impl Engine {
 }
 
 impl Settle for Engine {
-    fn settle(&self, item: Item, how: Settlement) -> Result<()> {
+    fn settle(&self, item: &Item, how: Settlement) -> Result<()> {
         if self.with(|core| core.settle(item, how))? {
             self.waiters.pass_on();
         }

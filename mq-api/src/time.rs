@@ -140,6 +140,15 @@ impl Clock {
         }
     }
 
+    /// Tells in which step of the machine's coarse clock it is; none for a clock that is moved by hand, or where the
+    /// system has no such clock.
+    pub(crate) fn tick(&self) -> Option<Tick> {
+        match &self.manual {
+            None => system_tick(),
+            Some(_) => None,
+        }
+    }
+
     /// Reads the clock.
     #[must_use]
     pub fn now(&self) -> Moment {
@@ -163,6 +172,22 @@ fn system_nanos() -> u64 {
     use std::{sync::OnceLock, time::Instant};
     static ZERO: OnceLock<Instant> = OnceLock::new();
     u64::try_from(ZERO.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Names one step of the machine's coarse clock, which steps every 1 to 10 ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tick(u64);
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn system_tick() -> Option<Tick> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    let (seconds, nanos) = (u64::try_from(now.tv_sec).ok()?, u64::try_from(now.tv_nsec).ok()?);
+    Some(Tick(seconds.wrapping_mul(1_000_000_000).wrapping_add(nanos)))
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn system_tick() -> Option<Tick> {
+    None
 }
 
 /// Says until when an assignment may be used. The driver renews it from a task of its own; the engine reads it before

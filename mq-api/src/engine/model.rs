@@ -23,7 +23,7 @@ mod waiters;
 mod sync {
     pub(crate) use shuttle::sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     };
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -77,10 +77,17 @@ impl Source {
     }
 }
 
+/// What is ready, and whether events were left at the driver with its waker not armed.
+#[derive(Default)]
+struct Ready {
+    numbers: VecDeque<u32>,
+    unarmed: bool,
+}
+
 /// Stands in for the engine: what is ready lies under one lock.
 struct Engine {
     source: Source,
-    ready: Mutex<VecDeque<u32>>,
+    ready: Mutex<Ready>,
     waiters: Arc<Waiters>,
     waker: Waker,
 }
@@ -91,24 +98,43 @@ impl Engine {
         waiters.fire();
         Arc::new(Self {
             source: Source::default(),
-            ready: Mutex::new(VecDeque::new()),
+            ready: Mutex::default(),
             waker: Waker::from(Arc::clone(&waiters)),
             waiters,
         })
     }
 
-    /// Takes events in where there are some, then the next number; tells whether there is more.
+    /// Takes an event in where there may be one, then the next number; tells whether there is, or may be, more.
     fn look(&self) -> Option<(u32, bool)> {
         let mut ready = lock(&self.ready);
         if self.waiters.take_fired() {
-            ready.extend(std::iter::from_fn(|| self.source.poll(&self.waker)));
+            ready.unarmed = true;
+            self.drive(&mut ready);
         }
-        ready.pop_front().map(|number| (number, !ready.is_empty()))
+        loop {
+            if let Some(number) = ready.numbers.pop_front() {
+                return Some((number, !ready.numbers.is_empty() || ready.unarmed));
+            }
+            if !self.drive(&mut ready) {
+                return None;
+            }
+        }
+    }
+
+    /// Takes one event in; `false`, and the waker is armed, where there is none.
+    fn drive(&self, ready: &mut Ready) -> bool {
+        if !ready.unarmed && !self.waiters.take_fired() {
+            return false;
+        }
+        let event = self.source.poll(&self.waker);
+        ready.unarmed = event.is_some();
+        ready.numbers.extend(event);
+        ready.unarmed
     }
 
     /// Makes a number ready without the driver, as an ack or a timer does.
     fn make_ready(&self, number: u32) {
-        lock(&self.ready).push_back(number);
+        lock(&self.ready).numbers.push_back(number);
         self.waiters.pass_on();
     }
 }
@@ -207,7 +233,7 @@ fn a_call_that_is_dropped_takes_no_wake_up_with_it() {
 fn a_commit_never_covers_what_is_not_acked() {
     check(|| {
         let window = Arc::new(Mutex::new(AckWindow::default()));
-        let seqs: Vec<u64> = (0..4).map(|offset| lock(&window).push(offset, 0)).collect();
+        let seqs: Vec<u64> = (0..4).map(|offset| lock(&window).push(offset, 0, 0)).collect();
         let acked = Arc::new(Mutex::new([false; 4]));
         let ackers: Vec<_> = [[3usize, 0], [1, 2]]
             .into_iter()

@@ -14,7 +14,7 @@ use super::{
     charge::Charge,
     config::EngineConfig,
     item::{Item, Source},
-    lanes::Lanes,
+    lanes::{Lanes, Ordering},
     settle::Settle,
     window::AckWindow,
 };
@@ -41,6 +41,8 @@ pub(crate) struct Partition {
     pub(crate) window: AckWindow,
     pub(crate) unacked_bytes: usize,
     lanes: Lanes,
+    /// Nothing is known of what is to be fetched, and nothing waits for anything: see `take_plain`.
+    plain: bool,
     next_offset: Offset,
     /// Below this, what was acked before this tenure began is skipped.
     resumed_acks: Vec<Range<Offset>>,
@@ -130,6 +132,7 @@ impl Partition {
             window: AckWindow::default(),
             unacked_bytes: 0,
             lanes: Lanes::new(config.ordering),
+            plain: false,
             next_offset: assignment.position,
             careful_until: if careful {
                 assignment.position.saturating_add(config.max_unacked as u64)
@@ -226,6 +229,7 @@ impl Partition {
     }
 
     /// Tells whether hand-over may look here.
+    #[inline]
     pub(crate) fn may_have(&self) -> bool {
         !self.revoking
             && !self.paused
@@ -269,7 +273,60 @@ impl Partition {
         }
     }
 
+    /// Takes a fresh message and counts its hand-over, in the plain case alone.
+    #[inline]
+    pub(crate) fn take_plain(&mut self, config: &EngineConfig) -> Option<Item> {
+        if !self.plain
+            || self.revoking
+            || self.paused
+            || self.seeking.is_some()
+            || !self.returned.is_empty()
+            || !self.storing.is_empty()
+            || self.window_full(config)
+        {
+            return None;
+        }
+        let run = self.fetched.front_mut()?;
+        let record = run.source.segment.record(run.next);
+        let weight = record.message.weight();
+        let seq = self.window.push(record.offset, 0, 1);
+        let index = run.next;
+        let source = if index + 1 == run.end {
+            // The last one takes the run's own reference.
+            self.fetched.pop_front()?.source
+        } else {
+            run.next += 1;
+            Arc::clone(&run.source)
+        };
+        Some(self.taken(source, index, seq, weight))
+    }
+
+    #[inline]
+    fn taken(&mut self, source: Arc<Source>, index: u32, seq: u64, weight: usize) -> Item {
+        self.fetched_messages -= 1;
+        self.fetched_bytes = self.fetched_bytes.saturating_sub(weight);
+        self.unacked_bytes += weight;
+        Item {
+            source,
+            index,
+            seq,
+            weight: u32::try_from(weight).unwrap_or(u32::MAX),
+            stored: false,
+        }
+    }
+
+    /// Tells whether what is fetched from here on is plain: handed over in any order, acked by the user, and with nothing
+    /// known of it from before.
+    fn is_plain(&self, config: &EngineConfig) -> bool {
+        config.ordering == Ordering::Unordered
+            && self.auto_committed == Offset::MAX
+            && self.resumed_acks.is_empty()
+            && self.resumed_attempts.is_empty()
+            && self.unread() >= self.careful_until
+    }
+
     fn take_fetched(&mut self, config: &EngineConfig) -> Option<Item> {
+        self.plain = self.is_plain(config);
         loop {
             if self.window_full(config) {
                 return None;
@@ -281,21 +338,18 @@ impl Partition {
                 return None;
             }
             let weight = record.message.weight();
-            let item = Item {
-                source: Arc::clone(&run.source),
-                index: run.next,
-                seq: self
-                    .window
-                    .push(offset, self.resumed_attempts.remove(&offset).unwrap_or(0)),
-                stored: false,
-            };
+            let (source, index) = (Arc::clone(&run.source), run.next);
             run.next += 1;
             if run.next == run.end {
                 self.fetched.pop_front();
             }
-            self.fetched_messages -= 1;
-            self.fetched_bytes = self.fetched_bytes.saturating_sub(weight);
-            self.unacked_bytes += weight;
+            let attempts = if self.resumed_attempts.is_empty() {
+                0
+            } else {
+                self.resumed_attempts.remove(&offset).unwrap_or(0)
+            };
+            let seq = self.window.push(offset, attempts, attempts);
+            let item = self.taken(source, index, seq, weight);
             if self.was_acked(offset) {
                 self.done(&item);
                 continue;
@@ -313,6 +367,7 @@ impl Partition {
             .is_some_and(|range| range.contains(&offset))
     }
 
+    #[inline]
     pub(crate) fn window_full(&self, config: &EngineConfig) -> bool {
         self.window.pending() >= config.max_unacked
             || (self.unacked_bytes >= config.max_unacked_bytes && self.window.pending() > 0)
@@ -326,15 +381,18 @@ impl Partition {
     }
 
     /// Marks a message as done; returns `false` where it was not under way.
+    #[inline]
     pub(crate) fn done(&mut self, item: &Item) -> bool {
         if !self.window.ack(item.seq) {
             return false;
         }
-        let weight = item.record().message.weight();
+        let weight = item.weight as usize;
         self.unacked_bytes = self.unacked_bytes.saturating_sub(weight);
         self.charge.sub(weight);
         self.commits.version += 1;
-        if let Some(next) = self.lanes.leave(item) {
+        if !self.plain
+            && let Some(next) = self.lanes.leave(item)
+        {
             self.returned.push(Reverse(next));
         }
         true
@@ -495,6 +553,7 @@ impl Partition {
         self.unacked_bytes = 0;
         self.charge.set(0);
         self.lanes = Lanes::new(config.ordering);
+        self.plain = false;
         self.next_offset = offset;
         self.resumed_acks.clear();
         self.resumed_attempts.clear();

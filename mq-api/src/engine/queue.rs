@@ -317,6 +317,7 @@ impl State {
                 source: Arc::new(source),
                 index: 0,
                 seq,
+                weight: 0,
                 stored: false,
             });
         }
@@ -324,7 +325,7 @@ impl State {
 }
 
 impl Settle for QueueEngine {
-    fn settle(&self, item: Item, how: Settlement) -> Result<()> {
+    fn settle(&self, item: &Item, how: Settlement) -> Result<()> {
         let mut state = self.lock();
         if state.closing {
             return Err(Error::closed("consumer"));
@@ -340,7 +341,7 @@ impl Settle for QueueEngine {
             }
             state.held.remove(&item.seq);
             state.counters.stale_acks += 1;
-            return Err(stale(&item));
+            return Err(stale(item));
         };
         match how {
             Settlement::Ack => {
@@ -349,12 +350,12 @@ impl Settle for QueueEngine {
             }
             Settlement::Reject => {
                 state.counters.rejected += 1;
-                state.bury(&self.config, item, "rejected", attempt);
+                state.bury(&self.config, item.clone(), "rejected", attempt);
             }
             Settlement::Nack | Settlement::NackAfter(_) => {
                 state.counters.nacked += 1;
                 if self.config.max_attempts.is_some_and(|limit| attempt >= limit) {
-                    state.bury(&self.config, item, "attempts", attempt);
+                    state.bury(&self.config, item.clone(), "attempts", attempt);
                 } else if let Some(held) = state.held.remove(&item.seq) {
                     let after = match how {
                         Settlement::NackAfter(after) => after,
@@ -415,7 +416,7 @@ impl Task {
         let engine = Arc::clone(&self.engine);
         let mut state = engine.lock();
         let now = Instant::now();
-        engine.waiters.look();
+        engine.waiters.look(false);
         let ending = state.closing || state.terminal.is_some();
         if ending && self.close_by.is_none() {
             self.close_by = Some(now + engine.config.close_timeout);

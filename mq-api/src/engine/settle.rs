@@ -20,7 +20,7 @@ pub(crate) enum Settlement {
 
 /// Takes the settlements of deliveries. It is synchronous and cheap.
 pub(crate) trait Settle: Send + Sync {
-    fn settle(&self, item: Item, how: Settlement) -> Result<()>;
+    fn settle(&self, item: &Item, how: Settlement) -> Result<()>;
     fn topic(&self) -> &TopicName;
     fn group(&self) -> &GroupName;
 }

@@ -2,7 +2,7 @@
 
 pub(crate) use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 pub(crate) use tokio::sync::Notify;

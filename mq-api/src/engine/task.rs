@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Engine,
-    core::{Core, DeadItem, SeekRequest},
+    core::{Core, DeadItem, SeekRequest, Until},
     dead_letter::DeadLetters,
     item::Item,
 };
@@ -110,8 +110,8 @@ impl Task {
         let mut plan = Plan::default();
         let now = Instant::now();
 
-        if engine.waiters.look() {
-            core.drive();
+        if engine.waiters.look(core.unarmed) {
+            core.drive(Until::Empty);
             self.tick = Some(now + TICK);
         } else {
             self.tick = None;
@@ -194,6 +194,7 @@ impl Task {
         }
         for partition in ready {
             core.make_ready(partition);
+            core.news = true;
         }
         if store {
             core.commit_now();

@@ -6,18 +6,30 @@ use std::{
     task::{Wake, Waker},
 };
 
-use super::sync::{AtomicBool, Mutex, MutexGuard, Notify, Ordering, lock};
+use super::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Notify, Ordering, lock};
 
 /// Wakes one waiting call for each event, or the engine's task where no call waits.
 ///
 /// A driver wakes it when it has an event. A call that waits for a message is woken straight from there, which saves a
 /// task switch a message. Where nobody waits, the event is noted; the engine's task looks at notes on a coarse tick
 /// while there are any, so that a busy consumer is not charged a wake of the task for each message.
+///
+/// Who notes writes `noted`, then reads `waiting`; who waits writes `waiting`, then reads `noted`; all of it is
+/// sequentially consistent, so that one of the two sees the other. That takes the lock out of the way of a busy consumer:
+/// two loads a message instead of two locks, about 160 instructions.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     /// The driver has woken its waker since its events were last taken in: they must be taken in before anybody waits.
     fired: AtomicBool,
     list: Mutex<List>,
+    /// How many calls wait; written under the lock.
+    waiting: AtomicUsize,
+    /// Something has happened that a call must look at before it waits.
+    noted: AtomicBool,
+    /// An event came and nobody waited: the engine's task is to look at it on its tick.
+    unseen: AtomicBool,
+    /// The engine's task looks on its tick.
+    ticking: AtomicBool,
     task: Notify,
 }
 
@@ -25,8 +37,6 @@ pub(crate) struct Waiters {
 struct List {
     queue: VecDeque<(u64, Waker)>,
     next: u64,
-    noted: bool,
-    ticking: bool,
 }
 
 impl Waiters {
@@ -44,42 +54,62 @@ impl Waiters {
     }
 
     /// Tells whether events must be taken in, and takes that as said.
+    #[inline]
     pub(crate) fn take_fired(&self) -> bool {
         self.fired.load(Ordering::Acquire) && self.fired.swap(false, Ordering::AcqRel)
     }
 
     /// Wakes the call that has waited longest; notes the event where none waits.
     pub(crate) fn notify(&self) {
-        let mut list = self.lock();
-        if let Some((_, waker)) = list.queue.pop_front() {
-            drop(list);
-            waker.wake();
-            return;
+        if !self.wake_first() {
+            self.unseen.store(true, Ordering::SeqCst);
+            self.tick();
         }
-        list.noted = true;
-        let kick = !std::mem::replace(&mut list.ticking, true);
-        drop(list);
-        if kick {
+    }
+
+    /// Wakes one call if any waits. One that is about to wait looks again first.
+    #[inline]
+    pub(crate) fn pass_on(&self) {
+        // A note that stands already says all; reading it costs far less than writing it again.
+        if !self.noted.load(Ordering::SeqCst) || self.waiting.load(Ordering::SeqCst) > 0 {
+            self.wake_first();
+        }
+    }
+
+    /// Has the engine's task look on its tick.
+    #[inline]
+    pub(crate) fn tick(&self) {
+        if !self.ticking.load(Ordering::SeqCst) && !self.ticking.swap(true, Ordering::SeqCst) {
             self.task.notify_one();
         }
     }
 
-    /// Wakes one call, where more is ready than the caller took. The engine's task has no part in it; but a call that has
-    /// looked and is just about to wait must look again.
-    pub(crate) fn pass_on(&self) {
-        let mut list = self.lock();
-        match list.queue.pop_front() {
-            Some((_, waker)) => {
-                drop(list);
-                waker.wake();
-            }
-            None => list.noted = true,
+    /// Wakes the call that has waited longest; leaves a note and returns `false` where none waits.
+    fn wake_first(&self) -> bool {
+        self.noted.store(true, Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return false;
         }
+        let mut list = self.lock();
+        let Some((_, waker)) = list.queue.pop_front() else {
+            return false;
+        };
+        self.waiting.store(list.queue.len(), Ordering::SeqCst);
+        // Who is woken looks at everything that was noted so far.
+        self.noted.swap(false, Ordering::SeqCst);
+        drop(list);
+        waker.wake();
+        true
     }
 
     /// Wakes every call.
     pub(crate) fn notify_all(&self) {
-        let all = std::mem::take(&mut self.lock().queue);
+        self.noted.store(true, Ordering::SeqCst);
+        let all = {
+            let mut list = self.lock();
+            self.waiting.store(0, Ordering::SeqCst);
+            std::mem::take(&mut list.queue)
+        };
         for (_, waker) in all {
             waker.wake();
         }
@@ -95,31 +125,45 @@ impl Waiters {
         self.task.notified().await;
     }
 
-    /// Tells the engine's task whether an event was noted since the last look; if not, ticking ends.
-    pub(crate) fn look(&self) -> bool {
-        let mut list = self.lock();
-        let noted = std::mem::take(&mut list.noted);
-        list.ticking = noted;
-        noted
+    /// Tells the engine's task whether an event was noted since the last look, or there is something to look at anyway;
+    /// if not, ticking ends.
+    pub(crate) fn look(&self, anyway: bool) -> bool {
+        if self.unseen.swap(false, Ordering::SeqCst) || anyway {
+            self.ticking.store(true, Ordering::SeqCst);
+            return true;
+        }
+        self.ticking.store(false, Ordering::SeqCst);
+        // An event that came in between found the ticking still on.
+        let late = self.unseen.swap(false, Ordering::SeqCst);
+        if late {
+            self.ticking.store(true, Ordering::SeqCst);
+        }
+        late
     }
 
     /// Enters a call, or renews its waker. Returns `false`, and enters nothing, where an event was noted meanwhile: the
     /// call must look again.
     pub(crate) fn enter(&self, ticket: &mut Option<u64>, waker: &Waker) -> bool {
-        let mut list = self.lock();
-        if std::mem::take(&mut list.noted) {
+        if self.noted.load(Ordering::SeqCst) && self.noted.swap(false, Ordering::SeqCst) {
             return false;
         }
-        if let Some(id) = *ticket
-            && let Some((_, entered)) = list.queue.iter_mut().find(|(other, _)| *other == id)
-        {
+        let mut list = self.lock();
+        let entered = ticket.and_then(|id| list.queue.iter_mut().find(|(other, _)| *other == id));
+        if let Some((_, entered)) = entered {
             entered.clone_from(waker);
-            return true;
+        } else {
+            let id = list.next;
+            list.next += 1;
+            list.queue.push_back((id, waker.clone()));
+            *ticket = Some(id);
         }
-        let id = list.next;
-        list.next += 1;
-        list.queue.push_back((id, waker.clone()));
-        *ticket = Some(id);
+        self.waiting.store(list.queue.len(), Ordering::SeqCst);
+        if self.noted.swap(false, Ordering::SeqCst) {
+            list.queue.retain(|(other, _)| Some(*other) != *ticket);
+            self.waiting.store(list.queue.len(), Ordering::SeqCst);
+            *ticket = None;
+            return false;
+        }
         true
     }
 
@@ -129,6 +173,7 @@ impl Waiters {
         let before = list.queue.len();
         list.queue.retain(|(id, _)| *id != ticket);
         let was_woken = before == list.queue.len();
+        self.waiting.store(list.queue.len(), Ordering::SeqCst);
         drop(list);
         if was_woken && !looked {
             self.notify();

@@ -53,6 +53,6 @@ fn the_task_hears_of_a_note_once() {
     let waiters = Waiters::default();
     waiters.notify();
     waiters.notify();
-    assert!(waiters.look());
-    assert!(!waiters.look());
+    assert!(waiters.look(false));
+    assert!(!waiters.look(false));
 }

@@ -25,21 +25,24 @@ struct Slot {
 }
 
 impl AckWindow {
-    /// Takes the next message in; `offset` is above every one before. Returns its sequence number.
-    pub(crate) fn push(&mut self, offset: Offset, attempts: u32) -> u64 {
+    /// Takes the next message in, with the hand-overs of it before this tenure and those counted so far; `offset` is
+    /// above every one before. Returns its sequence number.
+    #[inline]
+    pub(crate) fn push(&mut self, offset: Offset, before: u32, attempts: u32) -> u64 {
         debug_assert!(self.slots.back().is_none_or(|last| last.offset < offset));
         let seq = self.head + self.slots.len() as u64;
         self.slots.push_back(Slot {
             offset,
             attempts,
             acked: false,
-            durable: attempts > 0,
+            durable: before > 0,
         });
         self.pending += 1;
         seq
     }
 
     /// Marks a message as done. Returns `false` where it is unknown or done already.
+    #[inline]
     pub(crate) fn ack(&mut self, seq: u64) -> bool {
         match self.slot_mut(seq) {
             Some(slot) if !slot.acked => slot.acked = true,
@@ -137,7 +140,7 @@ mod tests {
     #[test]
     fn the_low_mark_stays_at_the_first_that_is_not_acked() {
         let mut window = AckWindow::default();
-        let seqs: Vec<u64> = [10, 12, 20, 21].map(|offset| window.push(offset, 0)).into();
+        let seqs: Vec<u64> = [10, 12, 20, 21].map(|offset| window.push(offset, 0, 0)).into();
         assert!(window.ack(seqs[1]) && window.ack(seqs[2]));
         assert_eq!(window.low(), Some(10));
         assert_eq!(window.acked_above().first(), Some(&(12..21)));
@@ -150,8 +153,8 @@ mod tests {
     #[test]
     fn an_attempt_that_is_about_to_happen_is_counted() {
         let mut window = AckWindow::default();
-        let first = window.push(5, 0);
-        let second = window.push(6, 2);
+        let first = window.push(5, 0, 0);
+        let second = window.push(6, 2, 2);
         assert_eq!(window.durable_attempts(&[]), [(6, 2)]);
         window.make_durable(first);
         assert_eq!(window.durable_attempts(&[first, second]), [(5, 1), (6, 3)]);
@@ -167,7 +170,7 @@ mod tests {
             for (what, which, gap) in steps {
                 if what == 0 {
                     offset += gap;
-                    let seq = window.push(offset, 0);
+                    let seq = window.push(offset, 0, 0);
                     model.insert(seq, (offset, false));
                 } else if let Some(seq) = model.keys().nth(which % model.len().max(1)).copied() {
                     let fresh = !model[&seq].1;
