@@ -153,10 +153,13 @@ impl Tweak for MergesGroups {
     }
 }
 
+/// Keeps what belongs to members that were let go.
+type Memberships = Arc<Mutex<Vec<(Arc<dyn driver::Consumer>, Silent)>>>;
+
 /// Takes the close of a member and does nothing: its membership goes on.
 #[derive(Debug, Default)]
 pub(super) struct IgnoresClose {
-    kept: Arc<Mutex<Vec<(Arc<dyn driver::Consumer>, Silent)>>>,
+    kept: Memberships,
 }
 
 /// Events that nobody asks for any more.
@@ -168,7 +171,7 @@ struct Silent {
 struct KeptEvents {
     inner: Option<Box<dyn Events>>,
     consumer: Arc<dyn driver::Consumer>,
-    kept: Arc<Mutex<Vec<(Arc<dyn driver::Consumer>, Silent)>>>,
+    kept: Memberships,
 }
 
 impl Events for KeptEvents {
@@ -523,7 +526,10 @@ pub(super) struct BlocksOnClose;
 #[async_trait]
 impl Tweak for BlocksOnClose {
     async fn close_producer(&self, _scope: &Scope, inner: &dyn driver::Producer) -> Result<()> {
-        std::thread::sleep(Duration::from_secs(12));
+        let until = std::time::Instant::now() + Duration::from_secs(12);
+        while std::time::Instant::now() < until {
+            std::thread::park_timeout(Duration::from_secs(1));
+        }
         inner.close().await
     }
 }
