@@ -62,6 +62,18 @@ pub trait Harness: Send + Sync + 'static {
         false
     }
 
+    /// Says that this driver also proves the cases which the driver in memory cannot run: each is run once more on the
+    /// driver with one behaviour changed, and must fail. One driver of the project does.
+    fn proves_the_rest(&self) -> bool {
+        false
+    }
+
+    /// Returns what the suite sets in the environment of the processes that it starts from the same executable.
+    #[doc(hidden)]
+    fn child_environment(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// Lists the formats that the driver stores in the backend, for the case about versions.
     fn formats(&self) -> Vec<Arc<dyn StoredFormat>> {
         Vec::new()

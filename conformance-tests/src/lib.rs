@@ -24,6 +24,7 @@ mod history;
 mod member;
 #[cfg(test)]
 mod mutants;
+mod proofs;
 mod refusal;
 mod report;
 mod runner;

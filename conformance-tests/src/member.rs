@@ -420,7 +420,7 @@ fn spawn_process(
     mut commands: mpsc::UnboundedReceiver<Command>,
     reports: mpsc::UnboundedSender<Report>,
 ) -> CaseResult<Child> {
-    let mut child = crate::runner::this_executable()?
+    let mut child = crate::runner::this_executable(&**cx.harness())?
         .env(MEMBER, cx.url())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -24,7 +24,7 @@ use crate::{
     context::{Context, Remains},
     failure::{CaseResult, Failure},
     harness::{Harness, HarnessError, Server, ServerKind},
-    member, refusal,
+    member, proofs, refusal,
     report::{CaseReport, Report, Verdict},
 };
 
@@ -56,11 +56,8 @@ const SERVER_START: Duration = Duration::from_secs(180);
 #[must_use]
 pub fn run(harness: impl Harness) -> ExitCode {
     let harness: Arc<dyn Harness> = Arc::new(harness);
-    if let Ok(url) = std::env::var(member::MEMBER) {
-        return serve_member(harness, url);
-    }
-    if let Ok(id) = std::env::var(ALONE) {
-        return serve_alone(harness, &id);
+    if let Some(served) = serve(&harness) {
+        return served;
     }
     let mut arguments = Arguments::from_args();
     let runtime = match runtime(4) {
@@ -82,6 +79,15 @@ pub fn run(harness: impl Harness) -> ExitCode {
             lock(&done).push((place, report));
             outcome
         }));
+    }
+    if suite.harness.proves_the_rest() {
+        for proof in proofs::PROOFS {
+            let (runtime, harness) = (Arc::clone(&runtime), Arc::clone(&suite.harness));
+            trials.push(Trial::test(proofs::name(proof), move || {
+                let proved = runtime.block_on(proofs::prove(proof, harness));
+                proved.map_err(|failure| Failed::from(failure.to_string()))
+            }));
+        }
     }
     // A thread a case: those wait for their turn in the suite, which knows how many may run at once.
     arguments.test_threads.get_or_insert(trials.len().max(1));
@@ -134,6 +140,11 @@ pub fn run_to_end(harness: impl Harness, filter: impl Fn(&str) -> bool) -> std::
 #[must_use]
 pub fn serve_child(harness: impl Harness) -> Option<ExitCode> {
     let harness: Arc<dyn Harness> = Arc::new(harness);
+    serve(&harness)
+}
+
+fn serve(harness: &Arc<dyn Harness>) -> Option<ExitCode> {
+    let harness = proofs::for_child(Arc::clone(harness));
     if let Ok(url) = std::env::var(member::MEMBER) {
         return Some(serve_member(harness, url));
     }
@@ -219,7 +230,7 @@ impl Suite {
             }
             Isolation::Alone => {
                 let (server, _) = self.shared().await?;
-                run_alone(case, &server.url()).await
+                run_alone(case, &server.url(), &*self.harness).await
             }
         }
     }
@@ -343,19 +354,24 @@ struct AloneAnswer {
 }
 
 /// Makes a command that runs this executable once more, with the same arguments. The suite's own unit tests name the test in it that serves.
-pub(crate) fn this_executable() -> std::io::Result<tokio::process::Command> {
+pub(crate) fn this_executable(harness: &dyn Harness) -> std::io::Result<tokio::process::Command> {
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
     if cfg!(test) {
         command.args(["mutants::serve_child", "--exact", "--nocapture"]);
     } else {
         command.args(std::env::args_os().skip(1));
     }
+    command.envs(harness.child_environment());
     Ok(command)
 }
 
 /// Runs a case in a child process of its own.
-async fn run_alone(case: &'static Case, url: &str) -> CaseResult<(Verdict, String, Remains)> {
-    let child = this_executable()?
+async fn run_alone(
+    case: &'static Case,
+    url: &str,
+    harness: &dyn Harness,
+) -> CaseResult<(Verdict, String, Remains)> {
+    let child = this_executable(harness)?
         .env(ALONE, case.id)
         .env(ALONE_URL, url)
         .stdin(Stdio::null())

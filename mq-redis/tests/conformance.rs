@@ -63,6 +63,10 @@ impl Harness for Redis {
         Backend::Redis.external_url().is_none()
     }
 
+    fn proves_the_rest(&self) -> bool {
+        Backend::Redis.external_url().is_none()
+    }
+
     fn formats(&self) -> Vec<Arc<dyn StoredFormat>> {
         vec![Arc::new(Position)]
     }
