@@ -1,17 +1,32 @@
 //! Which messages of a partition are under way, and how far it is done.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+};
 
 use crate::Offset;
+
+/// How many slots lie in the ring before its first ones are moved out; few in tests, so that they see it happen.
+const RING: usize = if cfg!(test) { 16 } else { 4096 };
+
+/// The ring is emptied only while less than one in so many of its slots is not acked: a window that is full of
+/// messages under way stays in it, where each is found without a search.
+const SPARSE: usize = 4;
 
 /// Keeps, in the order of first hand-over, every message from the first that is not acked on.
 ///
 /// Messages are named by a sequence number that counts the messages taken, so that an ack finds its slot without a
-/// search although offsets have gaps.
+/// search although offsets have gaps. A message that is never acked holds nothing else here: what is acked behind it
+/// shrinks to a range, so that the window takes room for the messages that are not done, not for those behind them.
 #[derive(Debug, Default)]
 pub(crate) struct AckWindow {
     head: u64,
     slots: VecDeque<Slot>,
+    /// What is not acked and lies before the ring, by sequence number.
+    stragglers: BTreeMap<u64, Slot>,
+    /// What is acked between them, by its first sequence number.
+    runs: BTreeMap<u64, Run>,
     pending: usize,
 }
 
@@ -22,6 +37,15 @@ struct Slot {
     acked: bool,
     /// The count of attempts must survive this process.
     durable: bool,
+}
+
+/// Neighbours that are all acked.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// Behind the last sequence number.
+    end: u64,
+    first: Offset,
+    last: Offset,
 }
 
 impl AckWindow {
@@ -38,22 +62,98 @@ impl AckWindow {
             durable: before > 0,
         });
         self.pending += 1;
+        if self.slots.len() > RING && self.slots.len() > SPARSE * self.pending {
+            // Two for each that comes in, so that a ring that was large shrinks again.
+            self.leave_behind();
+            self.leave_behind();
+        }
         seq
     }
 
     /// Marks a message as done. Returns `false` where it is unknown or done already.
     #[inline]
     pub(crate) fn ack(&mut self, seq: u64) -> bool {
+        if seq < self.head {
+            return self.ack_straggler(seq);
+        }
         match self.slot_mut(seq) {
             Some(slot) if !slot.acked => slot.acked = true,
             _ => return false,
         }
         self.pending -= 1;
-        while self.slots.front().is_some_and(|slot| slot.acked) {
-            self.slots.pop_front();
-            self.head += 1;
+        if self.stragglers.is_empty() {
+            while self.slots.front().is_some_and(|slot| slot.acked) {
+                self.slots.pop_front();
+                self.head += 1;
+            }
         }
         true
+    }
+
+    /// Moves the first slot of a full ring out: to the stragglers, or to what is acked between them.
+    #[cold]
+    fn leave_behind(&mut self) {
+        let Some(slot) = self.slots.pop_front() else {
+            return;
+        };
+        let seq = self.head;
+        self.head += 1;
+        if slot.acked {
+            self.add_run(seq, slot.offset);
+        } else {
+            self.stragglers.insert(seq, slot);
+        }
+    }
+
+    #[cold]
+    fn ack_straggler(&mut self, seq: u64) -> bool {
+        let Some(slot) = self.stragglers.remove(&seq) else {
+            return false;
+        };
+        self.pending -= 1;
+        self.add_run(seq, slot.offset);
+        // What is acked before the first straggler is covered by the low mark.
+        match self.stragglers.first_key_value() {
+            Some((first, _)) => {
+                let first = *first;
+                while self
+                    .runs
+                    .first_key_value()
+                    .is_some_and(|(start, _)| *start < first)
+                {
+                    self.runs.pop_first();
+                }
+            }
+            None => {
+                self.runs.clear();
+                while self.slots.front().is_some_and(|slot| slot.acked) {
+                    self.slots.pop_front();
+                    self.head += 1;
+                }
+            }
+        }
+        true
+    }
+
+    /// Adds an acked message to the run before it, the run behind it, or both.
+    fn add_run(&mut self, seq: u64, offset: Offset) {
+        let mut run = Run {
+            end: seq + 1,
+            first: offset,
+            last: offset,
+        };
+        if let Some(behind) = self.runs.remove(&(seq + 1)) {
+            run.end = behind.end;
+            run.last = behind.last;
+        }
+        if let Some((_, before)) = self.runs.range_mut(..seq).next_back()
+            && before.end == seq
+        {
+            before.end = run.end;
+            before.last = run.last;
+        } else {
+            self.runs.insert(seq, run);
+        }
     }
 
     /// Counts a hand-over and returns which one it is, 1 for the first.
@@ -87,13 +187,18 @@ impl AckWindow {
 
     /// Returns the lowest offset that is not done, where there is one.
     pub(crate) fn low(&self) -> Option<Offset> {
-        self.slots.front().map(|slot| slot.offset)
+        let straggler = self.stragglers.first_key_value().map(|(_, slot)| slot.offset);
+        straggler.or_else(|| self.slots.front().map(|slot| slot.offset))
     }
 
     /// Returns what is done above the lowest that is not, as ranges that hold no offset of a message that is not done.
     pub(crate) fn acked_above(&self) -> Vec<Range<Offset>> {
-        let mut ranges: Vec<Range<Offset>> = Vec::new();
-        let mut open = false;
+        let mut ranges: Vec<Range<Offset>> = self.runs.values().map(|run| run.first..run.last + 1).collect();
+        // The ring goes on where a run ends at its head.
+        let mut open = self
+            .runs
+            .last_key_value()
+            .is_some_and(|(_, run)| run.end == self.head);
         for slot in &self.slots {
             if !slot.acked {
                 open = false;
@@ -111,8 +216,9 @@ impl AckWindow {
     /// handed over.
     pub(crate) fn durable_attempts(&self, begun: &[u64]) -> Vec<(Offset, u32)> {
         let counted = |seq: u64, slot: &Slot| slot.attempts + u32::from(begun.contains(&seq));
-        (self.head..)
-            .zip(&self.slots)
+        let stragglers = self.stragglers.iter().map(|(seq, slot)| (*seq, slot));
+        stragglers
+            .chain((self.head..).zip(&self.slots))
             .filter(|(_, slot)| !slot.acked && slot.durable)
             .map(|(seq, slot)| (slot.offset, counted(seq, slot)))
             .filter(|(_, attempts)| *attempts > 0)
@@ -120,12 +226,22 @@ impl AckWindow {
     }
 
     fn slot(&self, seq: u64) -> Option<&Slot> {
-        self.slots.get(usize::try_from(seq.checked_sub(self.head)?).ok()?)
+        match seq.checked_sub(self.head) {
+            Some(at) => self.slots.get(usize::try_from(at).ok()?),
+            None => self.stragglers.get(&seq),
+        }
     }
 
     fn slot_mut(&mut self, seq: u64) -> Option<&mut Slot> {
-        self.slots
-            .get_mut(usize::try_from(seq.checked_sub(self.head)?).ok()?)
+        match seq.checked_sub(self.head) {
+            Some(at) => self.slots.get_mut(usize::try_from(at).ok()?),
+            None => self.stragglers.get_mut(&seq),
+        }
+    }
+
+    #[cfg(test)]
+    fn room(&self) -> usize {
+        self.slots.len() + self.stragglers.len() + self.runs.len()
     }
 }
 
@@ -148,6 +264,26 @@ mod tests {
         assert_eq!(window.low(), Some(21));
         assert!(!window.ack(seqs[0]), "a second ack is refused");
         assert_eq!(window.pending(), 1);
+    }
+
+    #[test]
+    fn a_message_that_is_never_acked_holds_nothing_behind_it() {
+        let mut window = AckWindow::default();
+        let stuck: Vec<u64> = (0..3).map(|offset| window.push(offset, 0, 0)).collect();
+        for offset in 3..200_000 {
+            let seq = window.push(offset, 0, 0);
+            assert!(window.ack(seq));
+        }
+        assert!(window.room() <= RING + 16, "{}", window.room());
+        assert_eq!((window.low(), window.pending()), (Some(0), 3));
+        assert_eq!(window.acked_above().first(), Some(&(3..200_000)));
+        assert!(window.ack(stuck[1]) && !window.ack(stuck[1]));
+        assert_eq!(window.acked_above(), [1..2, 3..200_000]);
+        assert_eq!(window.count_attempt(stuck[2]), Some(1));
+        assert!(window.ack(stuck[0]));
+        assert_eq!((window.low(), window.pending()), (Some(2), 1));
+        assert!(window.ack(stuck[2]));
+        assert_eq!((window.low(), window.room()), (None, 0));
     }
 
     #[test]

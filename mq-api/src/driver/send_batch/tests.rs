@@ -68,6 +68,7 @@ async fn indexes_beyond_the_end_do_nothing() {
     batch.complete_one(1, None);
     batch.complete_one(usize::MAX, None);
     batch.fail(1..9, &lost());
+    #[expect(clippy::reversed_empty_ranges, reason = "a driver may get it wrong")]
     batch.fail(5..2, &lost());
     assert!(batch.begin_io(0..9));
     batch.complete_all(Some(1));
