@@ -19,7 +19,7 @@ use crate::{
     Channel, Delivery, Error, ErrorKind, GroupName, Lag, Offset, Position, Result, TopicName,
     driver::CommittedPosition,
     engine::{Core, Engine, Item, QueueEngine},
-    mq::{BoxFuture, Child, MqInner, deadline},
+    mq::{BoxFuture, Child, MqInner, deadline, require},
 };
 
 /// Consumes one topic as a member of one group.
@@ -403,6 +403,9 @@ impl Consumer {
     /// The move goes on if the future is dropped.
     pub async fn seek(&self, partition: u32, to: Position) -> Result<Offset> {
         let engine = self.engine("seek")?;
+        engine.with(|core| core.check_open())?;
+        let capabilities = self.handle.member.mq.driver.capabilities();
+        require(capabilities, capabilities.seek, "seek").map_err(|error| error.with_operation("seek"))?;
         let limit = self.handle.member.mq.options.request_timeout;
         deadline("seek", limit, engine.seek(partition, to)).await
     }

@@ -274,10 +274,9 @@ impl Reader {
     pub async fn offset_at(&self, partition: u32, time: Timestamp) -> Result<Offset> {
         const OPERATION: &str = "offset_at";
         let capabilities = self.inner.mq.driver.capabilities();
-        require(capabilities, capabilities.offset_at, "looking up offsets by time")
-            .map_err(|error| error.with_operation(OPERATION))?;
         self.inner
             .call(OPERATION, async {
+                require(capabilities, capabilities.offset_at, "looking up offsets by time")?;
                 self.inner.bounds_of(partition).await?;
                 self.inner.driver.offset_at(partition, time).await
             })
