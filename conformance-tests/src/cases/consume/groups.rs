@@ -162,7 +162,6 @@ pub(super) async fn extra_member_idles_and_takes_over(cx: Context) -> CaseResult
         fail!("no member owns a partition");
     };
     let leaving = members.swap_remove(leaver);
-    let kept: BTreeSet<_> = members.iter().flat_map(owned).collect();
     let begun = Instant::now();
     leaving.close().await?;
     spread(
@@ -179,6 +178,12 @@ pub(super) async fn extra_member_idles_and_takes_over(cx: Context) -> CaseResult
         "late: the extra member took over after {took:?}, declared are {:?}",
         cx.times().close_takeover
     );
+
+    // Each of the three owns something, so each is known to the others: what moves now is what must move.
+    let leaving = members.swap_remove(0);
+    let kept: BTreeSet<_> = members.iter().flat_map(owned).collect();
+    leaving.close().await?;
+    spread(&cx, "three partitions for two members", &members, &[1, 2]).await?;
     let now: BTreeSet<_> = members.iter().flat_map(owned).collect();
     ensure!(
         !sticky || kept.is_subset(&now),
@@ -192,9 +197,9 @@ pub(super) async fn extra_member_idles_and_takes_over(cx: Context) -> CaseResult
     }
     let mut came = Vec::new();
     for member in &members {
-        came.extend(take_acked(&cx, member, 1).await?);
+        came.extend(take_acked(&cx, member, owned(member).len()).await?);
     }
-    each_once("one message for each member", payloads(&came), &sent)
+    each_once("one message for each partition", payloads(&came), &sent)
 }
 
 /// Returns the partitions that a member owns, with the epoch of its tenure.
