@@ -20,6 +20,26 @@ use crate::{Consumer, Delivery, Result, engine::Item, mq::BoxFuture};
 /// As a `Stream` it ends after an error that ends the consumer, and goes on after a retryable one.
 ///
 /// In shared mode the backend counts attempts when it gives a message out, so the channel keeps none ahead.
+///
+/// ```
+/// # use mq_api::{Message, Mq};
+/// # use mq_memory::MemoryMq;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> mq_api::Result<()> {
+/// # let mq = Mq::from_driver(MemoryMq::new());
+/// # mq.create_topic("orders", 1).await?;
+/// # let producer = mq.producer("orders").await?;
+/// # producer.produce("a").await?;
+/// # producer.produce("b").await?;
+/// # let consumer = mq.consumer("orders", "billing").await?;
+/// let mut channel = consumer.channel(16)?;
+/// for expected in [b"a", b"b"] {
+///     let delivery = channel.recv().await?;
+///     assert_eq!(delivery.payload(), expected);
+///     delivery.ack()?;
+/// }
+/// # Ok(()) }
+/// ```
 pub struct Channel {
     consumer: Consumer,
     capacity: usize,
@@ -65,6 +85,24 @@ impl Channel {
     ///
     /// # Cancel safety
     /// Dropping the future loses no message.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let mut channel = consumer.channel(16)?;
+    /// channel.recv().await?.ack()?;
+    /// drop(channel); // what is still inside goes back
+    /// assert_eq!(consumer.consume().await?.attempt(), 1);
+    /// # Ok(()) }
+    /// ```
     pub async fn recv(&mut self) -> Result<Delivery> {
         loop {
             while let Some(item) = self.buffer.pop_front() {
@@ -99,6 +137,20 @@ impl Channel {
     }
 
     /// Returns the most messages that can be inside.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let channel = consumer.channel(16)?;
+    /// assert_eq!((channel.len(), channel.capacity()), (0, 16));
+    /// assert!(channel.is_empty());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.capacity

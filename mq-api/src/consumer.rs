@@ -27,15 +27,21 @@ use crate::{
 /// It is cheap to clone and may be used from many tasks at once; each message goes to one of them. Dropping the last
 /// clone commits what is acked and leaves the group, in the background; [`close`](Self::close) waits for that.
 ///
-/// ```no_run
-/// # async fn example(mq: mq_api::Mq) -> mq_api::Result<()> {
+/// ```
+/// # use mq_api::{Message, Mq};
+/// # use mq_memory::MemoryMq;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> mq_api::Result<()> {
+/// # let mq = Mq::from_driver(MemoryMq::new());
+/// # mq.create_topic("orders", 1).await?;
+/// # let producer = mq.producer("orders").await?;
+/// # producer.produce("paid").await?;
 /// let consumer = mq.consumer("orders", "billing").await?;
-/// loop {
-///     let delivery = consumer.consume().await?;
-///     println!("{:?}", delivery.payload());
-///     delivery.ack()?;
-/// }
-/// # }
+/// let delivery = consumer.consume().await?;
+/// assert_eq!(delivery.payload(), b"paid");
+/// delivery.ack()?;
+/// consumer.close().await?;
+/// # Ok(()) }
 /// ```
 #[derive(Clone)]
 pub struct Consumer {
@@ -148,6 +154,22 @@ impl Consumer {
     ///
     /// # Cancel safety
     /// Dropping the future loses no message, changes no order and counts no attempt.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!(delivery.payload(), b"paid");
+    /// delivery.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub async fn consume(&self) -> Result<Delivery> {
         match self.kind() {
             Kind::Log { engine, .. } => {
@@ -169,6 +191,28 @@ impl Consumer {
     ///
     /// # Cancel safety
     /// As [`consume`](Self::consume).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// # producer.produce("c").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let mut seen = 0;
+    /// while seen < 3 {
+    ///     let batch = consumer.consume_batch(100).await?;
+    ///     seen += batch.len();
+    ///     consumer.ack_all(batch)?;
+    /// }
+    /// assert_eq!(seen, 3);
+    /// # Ok(()) }
+    /// ```
     pub async fn consume_batch(&self, max: usize) -> Result<Vec<Delivery>> {
         if max == 0 {
             return Err(Error::new(
@@ -207,6 +251,18 @@ impl Consumer {
     ///
     /// # Errors
     /// As [`consume`](Self::consume).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// assert!(consumer.try_consume()?.is_none());
+    /// # Ok(()) }
+    /// ```
     pub fn try_consume(&self) -> Result<Option<Delivery>> {
         let taken = match self.kind() {
             Kind::Log { engine, .. } => engine.try_take(Core::take_stamped)?,
@@ -223,6 +279,21 @@ impl Consumer {
     ///
     /// # Errors
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) for a capacity of zero, [`Closed`](ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let mut channel = consumer.channel(1024)?;
+    /// channel.recv().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn channel(&self, capacity: usize) -> Result<Channel> {
         if capacity == 0 {
             return Err(Error::new(
@@ -294,6 +365,23 @@ impl Consumer {
     /// # Errors
     /// [`StaleAck`](ErrorKind::StaleAck) where one of them was over, after all others are acked;
     /// [`Closed`](ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let batch = consumer.consume_batch(100).await?;
+    /// consumer.ack_all(batch)?;
+    /// consumer.commit().await?;
+    /// assert_eq!(consumer.lag().await?.total(), 0);
+    /// # Ok(()) }
+    /// ```
     pub fn ack_all(&self, deliveries: Vec<Delivery>) -> Result<()> {
         let Kind::Log { engine, .. } = self.kind() else {
             return ack_each(deliveries, Ok(()));
@@ -325,6 +413,23 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.pause()?;
+    /// assert!(consumer.try_consume()?.is_none());
+    /// consumer.resume()?;
+    /// consumer.consume().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn pause(&self) -> Result<()> {
         self.pause_all(true)
     }
@@ -333,6 +438,20 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.pause()?;
+    /// consumer.resume()?;
+    /// assert!(consumer.status().partitions.iter().all(|partition| !partition.paused));
+    /// # Ok(()) }
+    /// ```
     pub fn resume(&self) -> Result<()> {
         self.pause_all(false)
     }
@@ -360,6 +479,22 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) in shared mode.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 2).await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let producer = mq.producer("orders").await?;
+    /// producer.produce_to(0, "held").await?;
+    /// producer.produce_to(1, "free").await?;
+    /// consumer.pause_partitions(&[0])?;
+    /// assert_eq!(consumer.consume().await?.partition(), 1);
+    /// # Ok(()) }
+    /// ```
     pub fn pause_partitions(&self, partitions: &[u32]) -> Result<()> {
         self.pause_some(partitions, true)
     }
@@ -368,6 +503,22 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) in shared mode.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.pause_partitions(&[0])?;
+    /// consumer.resume_partitions(&[0])?;
+    /// consumer.consume().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn resume_partitions(&self, partitions: &[u32]) -> Result<()> {
         self.pause_some(partitions, false)
     }
@@ -401,6 +552,25 @@ impl Consumer {
     ///
     /// # Cancel safety
     /// The move goes on if the future is dropped.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// use mq_api::Position;
+    ///
+    /// consumer.consume().await?.ack()?;
+    /// assert_eq!(consumer.seek(0, Position::Earliest).await?, 0);
+    /// assert_eq!(consumer.consume().await?.payload(), b"a");
+    /// # Ok(()) }
+    /// ```
     pub async fn seek(&self, partition: u32, to: Position) -> Result<Offset> {
         let engine = self.engine("seek")?;
         engine.with(|core| core.check_open())?;
@@ -415,6 +585,22 @@ impl Consumer {
     /// # Errors
     /// [`Unsupported`](ErrorKind::Unsupported) in shared and broadcast mode, which store no positions;
     /// [`Closed`](ErrorKind::Closed), [`Timeout`](ErrorKind::Timeout), [`Connection`](ErrorKind::Connection).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// consumer.commit().await?;
+    /// assert_eq!(consumer.committed().await?[0].position, 1);
+    /// # Ok(()) }
+    /// ```
     pub async fn committed(&self) -> Result<Vec<CommittedPosition>> {
         const OPERATION: &str = "committed";
         self.stores_positions(OPERATION)?;
@@ -443,12 +629,44 @@ impl Consumer {
     ///
     /// # Errors
     /// As [`committed`](Self::committed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// consumer.commit().await?;
+    /// assert_eq!(consumer.lag().await?.total(), 1);
+    /// # Ok(()) }
+    /// ```
     pub async fn lag(&self) -> Result<Lag> {
         self.stores_positions("lag")?;
         self.handle.member.mq.lag(self.topic(), self.group()).await
     }
 
     /// Lists the partitions that this consumer owns now.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// assert_eq!(consumer.assignment().len(), 4);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn assignment(&self) -> Vec<AssignedPartition> {
         match self.kind() {
@@ -458,6 +676,23 @@ impl Consumer {
     }
 
     /// Takes a snapshot of what the consumer is doing.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!(consumer.status().unacked, 1);
+    /// delivery.ack()?;
+    /// assert_eq!(consumer.status().acked, 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn status(&self) -> ConsumerStatus {
         match self.kind() {
@@ -474,6 +709,22 @@ impl Consumer {
     ///
     /// # Cancel safety
     /// The commit goes on if the future is dropped.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// consumer.commit().await?; // from here on it does not come again, whatever happens to this process
+    /// assert_eq!(mq.lag("orders", "billing").await?.total(), 0);
+    /// # Ok(()) }
+    /// ```
     pub async fn commit(&self) -> Result<()> {
         let limit = self.handle.member.mq.options.request_timeout;
         match self.kind() {
@@ -490,6 +741,23 @@ impl Consumer {
     ///
     /// # Cancel safety
     /// Closing goes on if the future is dropped.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// consumer.close().await?;
+    /// let error = consumer.consume().await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::Closed);
+    /// # Ok(()) }
+    /// ```
     pub async fn close(&self) -> Result<()> {
         self.handle.member.leave().await
     }

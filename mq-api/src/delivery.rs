@@ -36,6 +36,24 @@ impl Delivery {
     }
 
     /// Returns the message.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let message = Message::new("paid").with_key("user-7").with_header("source", "checkout");
+    /// mq.producer("orders").await?.produce(message.clone()).await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!(delivery.message(), &message);
+    /// assert_eq!(delivery.payload(), b"paid");
+    /// assert_eq!(delivery.key().map(|key| &key[..]), Some(&b"user-7"[..]));
+    /// assert_eq!(delivery.headers().text("source"), Some("checkout"));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn message(&self) -> &Message {
         &self.item.record().message
@@ -72,6 +90,22 @@ impl Delivery {
     }
 
     /// Returns the partition.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!((delivery.partition(), delivery.offset()), (0, 0));
+    /// assert_eq!((delivery.topic().as_str(), delivery.group().as_str()), ("orders", "billing"));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn partition(&self) -> u32 {
         self.item.source.assignment.partition
@@ -90,6 +124,23 @@ impl Delivery {
     }
 
     /// Returns which hand-over of this message it is, 1 for the first.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").backoff(mq_api::Backoff::NONE).await?;
+    /// let first = consumer.consume().await?;
+    /// assert_eq!(first.attempt(), 1);
+    /// drop(first); // as a nack
+    /// assert_eq!(consumer.consume().await?.attempt(), 2);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
@@ -119,6 +170,21 @@ impl Delivery {
     ///
     /// # Errors
     /// [`InvalidMessage`](crate::ErrorKind::InvalidMessage) where it is not what `T` is made of.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("[1, 2, 3]").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!(delivery.json::<Vec<u32>>()?, [1, 2, 3]);
+    /// # Ok(()) }
+    /// ```
     #[cfg(feature = "json")]
     pub fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T> {
         self.message().decode_json()
@@ -128,6 +194,22 @@ impl Delivery {
     ///
     /// # Errors
     /// [`StaleAck`](crate::ErrorKind::StaleAck), [`Closed`](crate::ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// consumer.commit().await?;
+    /// assert_eq!(consumer.lag().await?.total(), 0);
+    /// # Ok(()) }
+    /// ```
     pub fn ack(self) -> Result<()> {
         self.settle(Settlement::Ack)
     }
@@ -136,6 +218,22 @@ impl Delivery {
     ///
     /// # Errors
     /// [`StaleAck`](crate::ErrorKind::StaleAck), [`Closed`](crate::ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.nack()?;
+    /// let again = consumer.consume().await?; // after 100 ms
+    /// assert_eq!(again.attempt(), 2);
+    /// # Ok(()) }
+    /// ```
     pub fn nack(self) -> Result<()> {
         self.settle(Settlement::Nack)
     }
@@ -144,6 +242,25 @@ impl Delivery {
     ///
     /// # Errors
     /// [`StaleAck`](crate::ErrorKind::StaleAck), [`Closed`](crate::ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let begun = Instant::now();
+    /// consumer.consume().await?.nack_after(Duration::from_millis(20))?;
+    /// consumer.consume().await?.ack()?;
+    /// assert!(begun.elapsed() >= Duration::from_millis(20));
+    /// # Ok(()) }
+    /// ```
     pub fn nack_after(self, delay: Duration) -> Result<()> {
         self.settle(Settlement::NackAfter(delay))
     }
@@ -154,6 +271,24 @@ impl Delivery {
     ///
     /// # Errors
     /// [`StaleAck`](crate::ErrorKind::StaleAck), [`Closed`](crate::ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("broken").await?;
+    /// # let consumer = mq.consumer("orders", "billing").dead_letter(mq_api::DeadLetter::default()).await?;
+    /// consumer.consume().await?.reject()?;
+    /// consumer.commit().await?; // waits for the dead letter
+    /// let dead = mq_api::dead_letter_topic(consumer.topic(), consumer.group());
+    /// let letters = mq.consumer(dead, "inspection").await?;
+    /// assert_eq!(letters.consume().await?.payload(), b"broken");
+    /// # Ok(()) }
+    /// ```
     pub fn reject(self) -> Result<()> {
         self.settle(Settlement::Reject)
     }
