@@ -92,7 +92,8 @@ pub(crate) struct Outage {
 pub(crate) struct Core {
     pub(crate) config: EngineConfig,
     budget: Arc<Budget>,
-    driver: Arc<dyn driver::Consumer>,
+    /// None once the member is over: a delivery that is still held must not keep it.
+    driver: Option<Arc<dyn driver::Consumer>>,
     events: Box<dyn Events>,
     waiters: Arc<Waiters>,
     waker: Waker,
@@ -158,7 +159,7 @@ impl Core {
         Self {
             config,
             budget,
-            driver,
+            driver: Some(driver),
             events,
             waiters,
             waker,
@@ -413,12 +414,13 @@ impl Core {
         let enough = partition.fetched_messages >= most
             || partition.fetched_bytes >= most_bytes
             || partition.fetched_messages > 0 && partition.charge.is_exhausted();
-        if enough && !partition.full {
-            partition.full = true;
-            self.driver.pause(&[id], true);
-        }
+        let fills = enough && !partition.full;
+        partition.full |= enough;
         let dirty = partition.commits.is_dirty();
         let was_ready = partition.in_ready;
+        if fills {
+            self.pause_fetching(id, true);
+        }
         self.make_ready(id.partition);
         if dirty {
             self.plan_commit();
@@ -442,7 +444,7 @@ impl Core {
         let mut partition = Partition::new(assignment, &self.config, Charge::new(Arc::clone(&self.budget)));
         partition.paused = self.all_paused || self.paused.contains(&id.partition);
         if partition.paused {
-            self.driver.pause(&[id], true);
+            self.pause_fetching(id, true);
         }
         if partition.lease.is_some() {
             // The task watches the end of the lease.
@@ -730,7 +732,14 @@ impl Core {
             && partition.fetched_bytes <= self.config.prefetch_bytes / 2
         {
             partition.full = false;
-            self.driver.pause(&[partition.id], false);
+            let id = partition.id;
+            self.pause_fetching(id, false);
+        }
+    }
+
+    fn pause_fetching(&self, id: AssignmentId, paused: bool) {
+        if let Some(driver) = &self.driver {
+            driver.pause(&[id], paused);
         }
     }
 
@@ -741,7 +750,8 @@ impl Core {
         };
         partition.paused = paused;
         if paused || !partition.full {
-            self.driver.pause(&[partition.id], paused);
+            let id = partition.id;
+            self.pause_fetching(id, paused);
         }
         if !paused {
             self.make_ready(number);
@@ -882,9 +892,10 @@ impl Core {
         self.unstored = 0;
     }
 
-    /// Lets go of the driver's events.
+    /// Lets go of the driver's events, and of its consumer.
     pub(crate) fn let_go(&mut self) {
         self.events = Box::new(Ended);
+        self.driver = None;
     }
 
     pub(crate) fn move_done(&mut self, request: SeekRequest, result: Result<Offset>) {
