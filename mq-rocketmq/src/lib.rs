@@ -1,4 +1,26 @@
-//! The Apache RocketMQ driver of the mq message-queue API.
+#![doc = include_str!("docs.md")]
 
+mod admin;
 pub mod client;
+mod config;
+mod consumer;
+mod driver;
+mod error;
+mod fetch;
+mod format;
+mod member;
+mod names;
+mod outbox;
+mod ownership;
+mod producer;
+mod queue;
+mod reader;
 pub mod remoting;
+mod topic;
+mod transaction;
+
+pub use self::{
+    config::RocketMqConfig,
+    driver::RocketMq,
+    transaction::{Transaction, TransactionProducer},
+};

@@ -70,7 +70,14 @@ impl Session {
     pub fn new(cluster: &Cluster) -> Self {
         let options = cluster.options();
         let (pid, random) = (std::process::id(), fastrand::u64(..));
-        let client_id = format!("{}@{pid}-{random:016x}", options.instance);
+        Self::with_client_id(cluster, format!("{}@{pid}-{random:016x}", options.instance))
+    }
+
+    /// Begins a session under a client id, which must be unique among the clients of the cluster.
+    ///
+    /// It must be called within a tokio runtime.
+    pub fn with_client_id(cluster: &Cluster, client_id: String) -> Self {
+        let options = cluster.options();
         let inbox = Arc::new(Inbox::default());
         let beat = Arc::new(Notify::new());
         let inner = Arc::new(Inner {

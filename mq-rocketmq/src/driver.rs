@@ -1,0 +1,255 @@
+//! The connection that everything else is opened from.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use mq_api::{
+    Capabilities, Error, ErrorKind, GroupName, Message, Result, Support, TopicDescription, TopicName,
+    TopicSpec,
+    driver::{
+        self, CommittedPosition, CommittedRequest, Events, ProducerRequest, QueueConsumer, Subscription,
+    },
+    url::ConnectUrl,
+};
+use tokio::time::Instant;
+
+use crate::{
+    admin::MAX_PARTITIONS,
+    client::{Cluster, ClusterOptions, Decision, Session},
+    config::RocketMqConfig,
+    consumer,
+    error::from_remoting,
+    producer::RocketMqProducer,
+    queue,
+    reader::RocketMqReader,
+    remoting::{ConnectionOptions, Credentials, TlsSetup},
+    topic::Shared,
+    transaction::TransactionProducer,
+};
+
+/// The longest delay that brokers take by default.
+const MAX_DELAY: Duration = Duration::from_secs(3 * 24 * 3600);
+/// How late brokers are with timers of a second's precision, their default.
+const DELAY_PRECISION: Duration = Duration::from_millis(1500);
+/// The largest payload that options can raise the limit to: what a broker takes, less what goes with it.
+const MAX_PAYLOAD: usize = 4 * 1024 * 1024 - 128 * 1024;
+/// How long closing may take.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// Connects to one RocketMQ cluster. Clones share the connection.
+///
+/// Producers, readers and questions share one connection to each broker; every member of a group has its own, since
+/// brokers tell members apart by them.
+#[derive(Clone)]
+pub struct RocketMq {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    capabilities: Capabilities,
+    closed: AtomicBool,
+}
+
+impl RocketMq {
+    /// Connects as a URL says: `rocketmq://access_key:secret@host:port,host2:port/?option=value`, with
+    /// `rocketmq+tls` for TLS.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] for a part or option that is malformed or unknown, and those of
+    /// [`connect_with`](Self::connect_with).
+    pub async fn connect(url: &ConnectUrl) -> Result<Self> {
+        Self::connect_with(RocketMqConfig::from_url(url)?).await
+    }
+
+    /// Connects with a configuration, and returns when a nameserver has answered, or at once where a snapshot of
+    /// routes is there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] for a setting out of range, [`ErrorKind::Connection`], [`ErrorKind::Timeout`],
+    /// [`ErrorKind::Tls`] and [`ErrorKind::Protocol`].
+    pub async fn connect_with(config: RocketMqConfig) -> Result<Self> {
+        config.validate()?;
+        let mut connection = ConnectionOptions::default();
+        if let Some(tls) = config.tls.clone() {
+            let read = tokio::task::spawn_blocking(move || TlsSetup::new(&tls)).await;
+            let setup = read.map_err(|_| Error::new(ErrorKind::Tls, "the files of TLS could not be read"))?;
+            connection.tls = Some(setup.map_err(from_remoting)?);
+        }
+        if let (Some(access_key), Some(secret_key)) = (&config.access_key, &config.secret_key) {
+            let credentials = Credentials::new(access_key.as_str(), secret_key.as_str());
+            connection.credentials = Some(Arc::new(credentials));
+        }
+        let mut options = ClusterOptions::new(config.nameservers.clone());
+        options.connection = connection;
+        options.nameserver_timeout = options.nameserver_timeout.min(config.call_timeout);
+        options.route_refresh = config.route_refresh;
+        options.heartbeat_interval = config.heartbeat_interval;
+        options.snapshot.clone_from(&config.route_snapshot);
+        options.cluster_name.clone_from(&config.cluster_name);
+        options.instance.clone_from(&config.instance);
+        let kept = config.route_snapshot.as_ref().is_some_and(|path| path.exists());
+        let cluster = Cluster::open(options).map_err(from_remoting)?;
+        let session = Session::new(&cluster);
+        let shared = Arc::new(Shared::new(config, cluster, session));
+        if let Err(error) = shared.cluster.masters(shared.deadline()).await
+            && !(kept && crate::topic::is_out_of_reach(&error))
+        {
+            return Err(from_remoting(error));
+        }
+        Ok(Self {
+            inner: Arc::new(Inner {
+                shared,
+                capabilities: capabilities(),
+                closed: AtomicBool::new(false),
+            }),
+        })
+    }
+
+    /// Returns the client below this driver, for what only RocketMQ can do. It shares this driver's connections.
+    #[must_use]
+    pub fn native(&self) -> Session {
+        self.inner.shared.session.clone()
+    }
+
+    /// Opens a producer of transactions. `check` says what became of a transaction that this process does not
+    /// remember, for instance of one that a killed process left open; it is asked again after
+    /// [`Decision::Unknown`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::TopicNotFound`], [`ErrorKind::InvalidTopic`], [`ErrorKind::InvalidGroup`], and what servers and
+    /// connections say.
+    pub async fn transaction_producer<F, A>(
+        &self,
+        topic: impl AsRef<str>,
+        group: impl AsRef<str>,
+        check: F,
+    ) -> Result<TransactionProducer>
+    where
+        F: Fn(Message) -> A + Send + Sync + 'static,
+        A: Future<Output = Decision> + Send + 'static,
+    {
+        self.check_open()?;
+        let (topic, group) = (TopicName::existing(topic)?, GroupName::existing(group)?);
+        TransactionProducer::open(&self.inner.shared, &topic, &group, check).await
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.inner.closed.load(Ordering::Acquire) {
+            Err(Error::closed("connection"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn capabilities() -> Capabilities {
+    let mut all = Capabilities::new("rocketmq");
+    all.partitioned = Support::Native;
+    all.shared = Support::Native;
+    all.broadcast = Support::Native;
+    all.reader = Support::Native;
+    all.seek = Support::Native;
+    all.pause = Support::Native;
+    all.lag = Support::Native;
+    all.delay = Support::Native;
+    all.max_delay = Some(MAX_DELAY);
+    all.delay_precision = DELAY_PRECISION;
+    all.receipt_offset = Support::Native;
+    all.commit_fencing = Support::BestEffort;
+    all.offset_at = Support::Native;
+    all.tombstone = Support::Emulated;
+    all.list_topics = Support::Native;
+    all.add_partitions = Support::Native;
+    all.max_partitions = MAX_PARTITIONS;
+    all.max_payload = MAX_PAYLOAD;
+    all
+}
+
+#[async_trait]
+impl driver::Mq for RocketMq {
+    fn capabilities(&self) -> &Capabilities {
+        &self.inner.capabilities
+    }
+
+    async fn create_topic(&self, spec: TopicSpec) -> Result<()> {
+        self.check_open()?;
+        self.inner.shared.create(&spec).await
+    }
+
+    async fn add_partitions(&self, topic: TopicName, partitions: u32) -> Result<()> {
+        self.check_open()?;
+        self.inner.shared.add_partitions(&topic, partitions).await
+    }
+
+    async fn delete_topics(&self, topics: Vec<TopicName>) -> Vec<Result<()>> {
+        match self.check_open() {
+            Ok(()) => self.inner.shared.delete_all(&topics).await,
+            Err(error) => topics.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
+    async fn list_topics(&self) -> Result<Vec<TopicName>> {
+        self.check_open()?;
+        self.inner.shared.list().await
+    }
+
+    async fn describe_topic(&self, topic: TopicName) -> Result<TopicDescription> {
+        self.check_open()?;
+        self.inner.shared.describe(topic).await
+    }
+
+    async fn committed(&self, request: CommittedRequest) -> Result<Vec<CommittedPosition>> {
+        self.check_open()?;
+        self.inner.shared.committed(&request.topic, &request.group).await
+    }
+
+    async fn producer(&self, request: ProducerRequest) -> Result<Arc<dyn driver::Producer>> {
+        self.check_open()?;
+        Ok(RocketMqProducer::open(&self.inner.shared, &request).await?)
+    }
+
+    async fn consumer(
+        &self,
+        subscription: Subscription,
+    ) -> Result<(Arc<dyn driver::Consumer>, Box<dyn Events>)> {
+        self.check_open()?;
+        consumer::join(&self.inner.shared, subscription).await
+    }
+
+    async fn queue_consumer(&self, subscription: Subscription) -> Result<Arc<dyn QueueConsumer>> {
+        self.check_open()?;
+        Ok(queue::join(&self.inner.shared, subscription).await?)
+    }
+
+    async fn reader(&self, topic: TopicName) -> Result<Arc<dyn driver::Reader>> {
+        self.check_open()?;
+        Ok(RocketMqReader::open(&self.inner.shared, &topic).await?)
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.inner.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + CLOSING;
+        self.inner.shared.session.close(deadline).await;
+        self.inner.shared.cluster.close(deadline).await;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for RocketMq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RocketMq")
+            .field("config", &self.inner.shared.config)
+            .finish_non_exhaustive()
+    }
+}
