@@ -35,8 +35,8 @@ use crate::{
 
 /// The most that a broker hands out at once.
 const MOST_AT_ONCE: usize = 32;
-/// How long a pop may wait at the broker.
-const POP_WAIT: Duration = Duration::from_secs(10);
+/// How long a pop may wait at the broker, which does not wake it for a message that came back.
+const POP_WAIT: Duration = Duration::from_secs(1);
 /// How long leaving may take.
 const LEAVING: Duration = Duration::from_secs(3);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
