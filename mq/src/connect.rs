@@ -5,7 +5,13 @@ use std::time::Duration;
 use mq_api::{ClientOptions, Error, ErrorKind, Mq, Result, url::ConnectUrl};
 
 /// Schemes, each with the cargo feature that compiles its driver in. A scheme that is not here has no driver.
-const SCHEMES: &[(&str, &str)] = &[("memory", "memory"), ("redis", "redis"), ("rediss", "redis")];
+const SCHEMES: &[(&str, &str)] = &[
+    ("memory", "memory"),
+    ("redis", "redis"),
+    ("rediss", "redis"),
+    ("rocketmq", "rocketmq"),
+    ("rocketmq+tls", "rocketmq"),
+];
 
 /// Opens a client of the backend that a URL names, with the default options.
 ///
@@ -147,6 +153,12 @@ async fn dispatch(url: &ConnectUrl, client: ClientOptions) -> Result<Mq> {
             let driver = mq_redis::RedisMq::connect(url).await?;
             Ok(Mq::from_driver_with(driver, client))
         }
+        #[cfg(feature = "rocketmq")]
+        "rocketmq" | "rocketmq+tls" => {
+            let client = url.apply_to(client)?;
+            let driver = mq_rocketmq::RocketMq::connect(url).await?;
+            Ok(Mq::from_driver_with(driver, client))
+        }
         other => Err(no_driver(other)),
     }
 }
@@ -209,6 +221,7 @@ mod tests {
         let compiled = |feature| match feature {
             "memory" => cfg!(feature = "memory"),
             "redis" => cfg!(feature = "redis"),
+            "rocketmq" => cfg!(feature = "rocketmq"),
             other => panic!("feature {other:?} is not in this list"),
         };
         for (scheme, feature) in SCHEMES {

@@ -37,6 +37,7 @@
 //! |---|---|---|
 //! | `memory://`, `memory://name` | `memory` (default) | a broker in this process, private or shared by its name |
 //! | `redis://host:port/database`, `rediss://` | `redis` | Redis Streams |
+//! | `rocketmq://host:port,host2:port`, `rocketmq+tls://` | `rocketmq` | Apache RocketMQ; the hosts are nameservers |
 //!
 //! The feature `json` adds `Message::json` and `Delivery::json`. A driver that is not among these is opened with
 //! [`Mq::from_driver`].
@@ -48,5 +49,7 @@ pub use mq_api::*;
 pub use mq_memory as memory;
 #[cfg(feature = "redis")]
 pub use mq_redis as redis;
+#[cfg(feature = "rocketmq")]
+pub use mq_rocketmq as rocketmq;
 
 pub use self::connect::{ConnectOptions, connect, connect_with};
