@@ -122,12 +122,6 @@ impl Case {
         self
     }
 
-    /// Names what the harness must be able to do on the server that all share (trimming a topic of the case's own).
-    pub(crate) const fn uses(mut self, faults: &'static [Fault]) -> Self {
-        self.faults = faults;
-        self
-    }
-
     /// Runs the case alone in a child process.
     pub(crate) const fn alone(mut self) -> Self {
         self.isolation = Isolation::Alone;

@@ -124,8 +124,9 @@ impl Shared {
             .await
             .and_then(|answer| ClusterInfo::parse(&answer.body))
             .map_err(from_remoting)?;
-        // Every broker has a topic of its own name and one of its cluster's.
+        // Every broker has a topic of its own name, one of its cluster's, and one for replies.
         let of_servers = |name: &String| {
+            let name = name.strip_suffix("_REPLY_TOPIC").unwrap_or(name);
             info.broker_addr_table.contains_key(name) || info.cluster_addr_table.contains_key(name)
         };
         let mut names = Vec::new();

@@ -55,7 +55,7 @@ fn refused(code: i32, remark: &str) -> ErrorKind {
         }
         response::MESSAGE_ILLEGAL => ErrorKind::InvalidMessage,
         // One code for all of access control: who it is, and what it may do.
-        response::NO_PERMISSION if says(&["authenticat", "signature", "user not found", "accesskey"]) => {
+        response::NO_PERMISSION if says(&["authenticat", "signature", "is not found", "accesskey"]) => {
             ErrorKind::Authentication
         }
         response::NO_PERMISSION => ErrorKind::PermissionDenied,

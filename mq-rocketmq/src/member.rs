@@ -547,10 +547,9 @@ impl Member {
                     )
                     .await?;
                 let known = self.lock().known.get(partition).copied();
-                let position = match position.or(known) {
-                    Some(position) => position,
-                    None => bounds.first,
-                };
+                // A broker that was killed has forgotten young positions; they stand where nobody else has been since.
+                let ours = known.filter(|_| before.epoch <= last);
+                let position = position.max(ours).or(known).unwrap_or(bounds.first);
                 if position > bounds.next {
                     tracing::warn!(
                         partition,

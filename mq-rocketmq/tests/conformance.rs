@@ -5,8 +5,9 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use conformance_tests::{Fault, Harness, HarnessResult, Nature, Server, ServerKind, Times};
 use mq_api::{Mq, url::ConnectUrl};
-use mq_rocketmq::RocketMq;
-use test_brokers::{Backend, BrokerServer, ExternalServer, FAULTS, RocketMqOptions};
+use mq_rocketmq::{RocketMq, remoting::Plain};
+use test_brokers::{Backend, Broker, BrokerServer, ExternalServer, RocketMqOptions};
+use tokio::time::Instant;
 
 struct Rocket;
 
@@ -28,8 +29,24 @@ impl Harness for Rocket {
         if let Some(url) = Backend::RocketMq.external_url() {
             return Ok(Arc::new(ExternalServer::new(url)));
         }
-        let server = BrokerServer::start(|| RocketMqOptions::new().with_proxy().start()).await?;
-        Ok(Arc::new(server))
+        let server = BrokerServer::start(|| {
+            let small = [
+                "mappedFileSizeCommitLog=5242880",
+                "fileReservedTime=0",
+                "cleanResourceInterval=500",
+            ];
+            let options = RocketMqOptions::new().with_proxy();
+            small
+                .into_iter()
+                .fold(options, RocketMqOptions::with_config)
+                .start()
+        })
+        .await?;
+        Ok(Arc::new(
+            server.with_trim(|broker, topic, partition, before| async move {
+                trim(&broker.url(), &topic, partition, before).await
+            }),
+        ))
     }
 
     fn url_at(&self, address: SocketAddr) -> Option<String> {
@@ -50,11 +67,51 @@ impl Harness for Rocket {
     }
 
     fn faults(&self) -> &'static [Fault] {
-        FAULTS
+        &[
+            Fault::Restart,
+            Fault::Kill,
+            Fault::Freeze,
+            Fault::Cut,
+            Fault::Trim,
+        ]
     }
 
     fn must_supply_faults(&self) -> bool {
         Backend::RocketMq.external_url().is_none()
+    }
+}
+
+/// Removes the oldest file of the log, which holds the messages of all topics: fills it, and asks for a cleaning.
+async fn trim(url: &str, topic: &str, partition: u32, before: u64) -> HarnessResult<()> {
+    const DELETE_EXPIRED_COMMITLOG: i32 = 329;
+    let driver = RocketMq::connect(&ConnectUrl::parse(url)?).await?;
+    let mq = Mq::from_driver(driver.clone());
+    mq.create_topic("filler", 1).await?;
+    let producer = mq.producer("filler").await?;
+    let session = driver.native();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        for _ in 0..12 {
+            producer.produce(vec![0; 900 * 1024]).await?;
+        }
+        for broker in session.cluster().masters(deadline).await? {
+            let request = Plain(DELETE_EXPIRED_COMMITLOG);
+            session.ask(&broker, &request, &(), deadline).await?;
+        }
+        for _ in 0..10 {
+            let described = mq.describe_topic(topic).await?;
+            let first = described
+                .partitions
+                .get(partition as usize)
+                .map(|one| one.first_offset);
+            if first.is_some_and(|first| first >= before) {
+                return Ok(mq.close().await?);
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        if Instant::now() > deadline {
+            return Err("the broker keeps what it was to remove".into());
+        }
     }
 }
 
