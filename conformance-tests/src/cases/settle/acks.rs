@@ -287,9 +287,17 @@ pub(super) async fn auto_ack_is_at_most_once(cx: Context) -> CaseResult {
     consumer.close().await?;
     let other = cx.connect().await?;
     let consumer = other.consumer(&topic, &group).auto_ack().await?;
-    // What was only fetched may be gone with the member; what was handed over must not come.
-    while let Ok(delivery) = tokio::time::timeout(Duration::from_millis(500), consumer.consume()).await {
-        came.push(flow::text(&delivery?));
+    // What was handed over must not come again; the rest comes as soon as the member has its partition.
+    loop {
+        let wait = if came.len() < sent.len() {
+            cx.times().join
+        } else {
+            Duration::from_millis(500)
+        };
+        match tokio::time::timeout(wait, consumer.consume()).await {
+            Ok(delivery) => came.push(flow::text(&delivery?)),
+            Err(_) => break,
+        }
     }
     let mut seen = std::collections::BTreeSet::new();
     for payload in &came {
