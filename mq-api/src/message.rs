@@ -229,14 +229,20 @@ impl Message {
     /// # Errors
     /// [`ErrorKind::MessageTooLarge`] for a payload or metadata over the limit, [`ErrorKind::InvalidMessage`] for a
     /// header whose name is empty, too long, used twice or reserved.
+    #[inline]
     pub fn validate(&self, limits: &MessageLimits) -> Result<()> {
+        let size = self.payload.as_ref().map_or(0, Bytes::len);
+        if size <= limits.max_payload && self.key.is_none() && self.extra.is_none() {
+            return Ok(());
+        }
+        self.validate_all(limits)
+    }
+
+    fn validate_all(&self, limits: &MessageLimits) -> Result<()> {
         if let Some(payload) = &self.payload
             && payload.len() > limits.max_payload
         {
             return Err(too_large("payload", payload.len(), limits.max_payload));
-        }
-        if self.key.is_none() && self.extra.is_none() {
-            return Ok(());
         }
         let metadata = self.metadata_len();
         if metadata > limits.max_metadata {

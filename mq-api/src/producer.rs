@@ -347,6 +347,7 @@ impl Producer {
     }
 
     /// Checks a message and finds where it goes.
+    #[inline]
     fn group(&self, mut message: Message, partition: Option<u32>) -> Result<Group> {
         let target = match partition {
             Some(partition) => Some(self.core.explicit(partition)?),

@@ -123,6 +123,12 @@ impl Slots {
             && self.phase.fetch_or(LANDED, Ordering::AcqRel) & RETURNED == 0
     }
 
+    /// Tells whether the driver has dropped a batch of exactly these slots while its sender was within `send`, all stored.
+    #[inline]
+    pub(crate) fn is_landed(&self) -> bool {
+        self.phase.load(Ordering::Acquire) & (LANDED | RETURNED) == LANDED
+    }
+
     /// Tells that the sender is back from `send` with a batch of exactly these slots. `true` where it has landed so that
     /// the sender takes it back.
     #[inline]
@@ -337,16 +343,6 @@ impl Slots {
         }
         detail.tainted |= unknown;
         open
-    }
-
-    /// Tells whether every slot is settled for good.
-    #[inline]
-    pub(crate) fn is_done(&self) -> bool {
-        match self.phase.load(Ordering::Acquire) & PHASE {
-            STORED => true,
-            APART => self.lock().open == 0,
-            _ => false,
-        }
     }
 
     /// Counts what has become of a range of slots.

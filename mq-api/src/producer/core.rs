@@ -122,9 +122,12 @@ impl Core {
     }
 
     /// Checks a message against every rule that needs no I/O, and adds what travels with it.
+    #[inline]
     pub(super) fn prepare(&self, message: &mut Message) -> Result<()> {
         message.validate(&self.limits)?;
-        self.check_capabilities(message)?;
+        if message.is_tombstone() || message.due().is_some() {
+            self.check_capabilities(message)?;
+        }
         if let Some(propagator) = &self.client.options.propagator {
             propagate::inject(propagator.as_ref(), message, &self.limits);
         }
@@ -166,6 +169,7 @@ impl Core {
     }
 
     /// Chooses the partition of a message by its key.
+    #[inline]
     pub(super) fn target(&self, message: &Message) -> Result<Target> {
         let Some(key) = message.key() else {
             return Ok(Target::Any);
@@ -347,57 +351,91 @@ impl Core {
     ) -> Taken {
         self.driver
             .send(SendBatch::of(partition, messages, smallvec![run.clone()], ticket));
-        let done = run.slots.is_done();
-        let taken = if done && run.len == 1 {
-            Taken::Done(run.slots.result(0))
-        } else {
-            Taken::Waiting(Arc::clone(&run.slots))
-        };
-        if !done {
-            // Not before it is known that the send is not over at once: reading the clock costs as much as a lock.
-            run.slots.deadline_or(|| Instant::now() + self.options.timeout);
+        if !run.slots.is_landed() {
+            return self.after_send(partition, ticket, run);
         }
         let mut guard = self.lock();
         let state = &mut *guard;
-        let mut fx = Effects::default();
-        let mut more = false;
+        let mut quiet = !ticket.counted && !state.is_waited_for();
         if let Some(lane) = state.lanes.get_mut(partition as usize) {
-            if !lane.end_send() {
-                // It has landed with a failure: perhaps it is to be sent again.
-                state.resolve(partition, &self.options, &self.window, &mut fx);
-                state.settle(&mut fx, &self.options, &self.client.budget);
-            } else if run.slots.has_landed() {
-                let (count, weight) = (run.len as usize, ticket.weight);
-                lane.land_stored(run.seq + u64::from(run.len));
-                state.counters.sent += u64::from(run.len);
-                if ticket.counted {
-                    state.in_flight = state.in_flight.saturating_sub(count);
-                    fx.released = (count, weight);
-                    fx.budget = weight;
-                }
-                if ticket.counted || state.is_waited_for() {
-                    state.settle(&mut fx, &self.options, &self.client.budget);
-                }
-                state.put_slots(run.slots);
-            } else {
-                let next = run.slots.deadline();
-                if !ticket.counted {
-                    state.buffered_messages += run.len as usize;
-                    state.buffered_bytes += ticket.weight;
-                    state.in_flight += run.len as usize;
-                    self.client.budget.take(ticket.weight);
-                }
-                lane.add_flight(ticket.id, smallvec![run]);
-                state.arm(next, &mut fx);
-            }
-            more = state
-                .lanes
-                .get(partition as usize)
-                .is_some_and(|lane| lane.can_send(&self.window));
+            lane.end_send();
+            lane.land_stored(run.seq + u64::from(run.len));
+            quiet &= !lane.can_send(&self.window);
         }
+        state.counters.sent += u64::from(run.len);
+        let taken = if run.len == 1 {
+            let result = run.slots.result(0);
+            state.put_slots(run.slots);
+            Taken::Done(result)
+        } else {
+            Taken::Waiting(run.slots)
+        };
         drop(guard);
+        if !quiet {
+            self.after_landing(partition, ticket, run.len);
+        }
+        taken
+    }
+
+    /// Does what a batch that has landed within `send` leads to, beyond its own result.
+    fn after_landing(self: &Arc<Self>, partition: u32, ticket: Ticket, count: u32) {
+        let mut fx = Effects::default();
+        let more = {
+            let mut guard = self.lock();
+            let state = &mut *guard;
+            if ticket.counted {
+                state.in_flight = state.in_flight.saturating_sub(count as usize);
+                fx.released = (count as usize, ticket.weight);
+                fx.budget = ticket.weight;
+            }
+            state.settle(&mut fx, &self.options, &self.client.budget);
+            let lane = state.lanes.get(partition as usize);
+            lane.is_some_and(|lane| lane.can_send(&self.window))
+        };
         self.finish(&mut fx);
         if more {
+            self.pump(partition);
+        }
+    }
+
+    /// Takes note that `send` has returned, and that the batch had not landed well before.
+    fn after_send(self: &Arc<Self>, partition: u32, ticket: Ticket, run: Run) -> Taken {
+        let taken = Taken::Waiting(Arc::clone(&run.slots));
+        // Not before it is known that the send is not over at once: reading the clock costs as much as a lock.
+        let until = run.slots.deadline_or(|| Instant::now() + self.options.timeout);
+        let count = run.len;
+        let mut fx = Effects::default();
+        let mut landed = false;
+        let mut more = false;
+        {
+            let mut guard = self.lock();
+            let state = &mut *guard;
+            if let Some(lane) = state.lanes.get_mut(partition as usize) {
+                if !lane.end_send() {
+                    // It has landed with a failure: perhaps it is to be sent again.
+                    state.resolve(partition, &self.options, &self.window, &mut fx);
+                    state.settle(&mut fx, &self.options, &self.client.budget);
+                } else if run.slots.has_landed() {
+                    landed = true;
+                    lane.land_stored(run.seq + u64::from(count));
+                    state.counters.sent += u64::from(count);
+                } else {
+                    lane.add_flight(ticket.id, smallvec![run]);
+                    if !ticket.counted {
+                        state.reserve(count as usize, ticket.weight);
+                        state.in_flight += count as usize;
+                        self.client.budget.take(ticket.weight);
+                    }
+                    state.arm(Some(until), &mut fx);
+                }
+                let lane = state.lanes.get(partition as usize);
+                more = !landed && lane.is_some_and(|lane| lane.can_send(&self.window));
+            }
+        }
+        self.finish(&mut fx);
+        if landed {
+            self.after_landing(partition, ticket, count);
+        } else if more {
             self.pump(partition);
         }
         taken
@@ -481,10 +519,12 @@ impl Core {
 
     /// Does what a change under the lock has led to; the lock is open.
     pub(super) fn finish(&self, fx: &mut Effects) {
-        if fx.is_empty() {
-            return;
+        if !fx.is_empty() {
+            self.finish_effects(std::mem::take(fx));
         }
-        let fx = std::mem::take(fx);
+    }
+
+    fn finish_effects(&self, fx: Effects) {
         if fx.budget > 0 {
             self.client.budget.give(fx.budget);
         }
