@@ -1,8 +1,11 @@
 //! Sending.
 
 mod admit;
+mod check;
+mod close;
 mod core;
 mod effects;
+mod land;
 mod lane;
 mod many;
 mod options;

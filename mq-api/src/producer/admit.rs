@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::core::Core;
+use super::{core::Core, effects::Effects};
 use crate::Result;
 
 /// Somebody who waits for room.
@@ -126,5 +126,50 @@ impl Drop for Permit<'_> {
         if self.count > 0 {
             self.core.give_room_back(self.count, self.weight);
         }
+    }
+}
+
+impl Core {
+    pub(super) fn wait_for_room(&self, waiter: Arc<Waiter>) {
+        let mut fx = Effects::default();
+        {
+            let mut state = self.lock();
+            match state.check_open() {
+                Ok(()) => {
+                    state.wait_for_room(waiter, &mut fx);
+                    // Room may have come between the refusal and this lock.
+                    state.settle(&mut fx, &self.options, &self.client.budget);
+                }
+                Err(error) => fx.wakes.extend(waiter.answer(Err(error))),
+            }
+        }
+        self.finish(&mut fx);
+    }
+
+    /// Takes a waiter out of the row. `true` where it had been given room meanwhile.
+    pub(super) fn stop_waiting(&self, waiter: &Arc<Waiter>) -> bool {
+        let mut fx = Effects::default();
+        let granted = {
+            let mut state = self.lock();
+            state.stop_waiting(waiter);
+            state.settle(&mut fx, &self.options, &self.client.budget);
+            waiter.was_granted()
+        };
+        self.finish(&mut fx);
+        granted
+    }
+
+    pub(super) fn give_room_back(&self, count: usize, weight: usize) {
+        let mut fx = Effects {
+            released: (count, weight),
+            ..Effects::default()
+        };
+        self.lock().settle(&mut fx, &self.options, &self.client.budget);
+        self.finish(&mut fx);
+    }
+
+    /// Looks again whether somebody can be admitted.
+    pub(super) fn admit_waiting(&self) {
+        self.give_room_back(0, 0);
     }
 }

@@ -2,11 +2,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU32},
 };
 
 use smallvec::{SmallVec, smallvec};
@@ -17,19 +13,17 @@ use tokio::{
 
 use super::{
     ProducerStatus,
-    admit::{Admission, Permit, Waiter},
+    admit::{Admission, Permit},
     effects::Effects,
-    lane::{Entry, Lane, Sealed},
+    lane::{Entry, Sealed},
     options::Options,
-    state::{Life, State},
+    state::State,
 };
 use crate::{
-    Capabilities, Due, Error, ErrorKind, Message, MessageLimits, Outcome, Receipt, Result, Timestamp,
-    TopicName,
+    Error, Message, MessageLimits, Receipt, Result, TopicName,
     close_once::CloseOnce,
-    driver::{self, BatchOwner, Landed, Run, Runs, SendBatch, SendWindow, Slots, Ticket, invalid_partition},
-    mq::{BoxFuture, Child, MqInner, require},
-    propagate,
+    driver::{self, BatchOwner, Run, Runs, SendBatch, SendWindow, Slots, Ticket, invalid_partition},
+    mq::MqInner,
 };
 
 /// How many batches in a row a caller sends for others, before the producer's task takes over.
@@ -41,10 +35,10 @@ pub(super) struct Core {
     pub(super) client: Arc<MqInner>,
     pub(super) topic: TopicName,
     pub(super) options: Options,
-    limits: MessageLimits,
-    window: SendWindow,
+    pub(super) limits: MessageLimits,
+    pub(super) window: SendWindow,
     /// As many as there are lanes, so that a partition can be chosen before the lock is taken.
-    partitions: AtomicU32,
+    pub(super) partitions: AtomicU32,
     pub(super) watch: watch::Receiver<u32>,
     state: Mutex<State>,
     pub(super) notify: Notify,
@@ -119,93 +113,6 @@ impl Core {
             notify: Notify::new(),
             close: CloseOnce::new(),
         })
-    }
-
-    /// Checks a message against every rule that needs no I/O, and adds what travels with it.
-    #[inline]
-    pub(super) fn prepare(&self, message: &mut Message) -> Result<()> {
-        message.validate(&self.limits)?;
-        if message.is_tombstone() || message.due().is_some() {
-            self.check_capabilities(message)?;
-        }
-        if let Some(propagator) = &self.client.options.propagator {
-            propagate::inject(propagator.as_ref(), message, &self.limits);
-        }
-        Ok(())
-    }
-
-    fn check_capabilities(&self, message: &Message) -> Result<()> {
-        if message.is_tombstone() {
-            let capabilities = self.capabilities();
-            require(capabilities, capabilities.tombstone, "tombstones")?;
-        }
-        let Some(due) = message.due() else {
-            return Ok(());
-        };
-        let capabilities = self.capabilities();
-        require(capabilities, capabilities.delay, "delayed messages")?;
-        let delay = match due {
-            Due::After(delay) => delay,
-            Due::At(time) => time.saturating_since(Timestamp::now()),
-        };
-        match capabilities.max_delay {
-            Some(most) if delay > most => Err(Error::new(
-                ErrorKind::InvalidMessage,
-                format!(
-                    "a delay of {delay:?}: the {} backend takes at most {most:?}",
-                    capabilities.backend
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn capabilities(&self) -> &Capabilities {
-        self.client.driver.capabilities()
-    }
-
-    pub(super) fn partitions(&self) -> u32 {
-        self.partitions.load(Ordering::Acquire)
-    }
-
-    /// Chooses the partition of a message by its key.
-    #[inline]
-    pub(super) fn target(&self, message: &Message) -> Result<Target> {
-        let Some(key) = message.key() else {
-            return Ok(Target::Any);
-        };
-        let partitions = self.partitions();
-        let partition = self.options.partitioner.partition(key, partitions);
-        if partition >= partitions {
-            return Err(invalid_partition(&self.topic, partition, partitions));
-        }
-        Ok(Target::Partition(partition))
-    }
-
-    /// Checks a partition that the caller has chosen.
-    pub(super) fn explicit(&self, partition: u32) -> Result<Target> {
-        if partition >= self.partitions() {
-            // Perhaps it has just been added, and the task has not come round to it.
-            self.grow(*self.watch.borrow());
-        }
-        let partitions = self.partitions();
-        if partition >= partitions {
-            return Err(invalid_partition(&self.topic, partition, partitions));
-        }
-        Ok(Target::Partition(partition))
-    }
-
-    /// Adds lanes for partitions that were added.
-    pub(super) fn grow(&self, partitions: u32) {
-        if partitions > self.partitions() {
-            self.lock().grow(partitions);
-            self.partitions.fetch_max(partitions, Ordering::AcqRel);
-            tracing::debug!(
-                messaging.destination.name = %self.topic,
-                partitions,
-                "partitions were added"
-            );
-        }
     }
 
     /// Takes messages: straight to the driver where nothing is before them, else into their lane.
@@ -538,101 +445,9 @@ impl Core {
         fx.wakes.wake_all();
     }
 
-    pub(super) fn wait_for_room(&self, waiter: Arc<Waiter>) {
-        let mut fx = Effects::default();
-        {
-            let mut state = self.lock();
-            match state.check_open() {
-                Ok(()) => {
-                    state.wait_for_room(waiter, &mut fx);
-                    // Room may have come between the refusal and this lock.
-                    state.settle(&mut fx, &self.options, &self.client.budget);
-                }
-                Err(error) => fx.wakes.extend(waiter.answer(Err(error))),
-            }
-        }
-        self.finish(&mut fx);
-    }
-
-    /// Takes a waiter out of the row. `true` where it had been given room meanwhile.
-    pub(super) fn stop_waiting(&self, waiter: &Arc<Waiter>) -> bool {
-        let mut fx = Effects::default();
-        let granted = {
-            let mut state = self.lock();
-            state.stop_waiting(waiter);
-            state.settle(&mut fx, &self.options, &self.client.budget);
-            waiter.was_granted()
-        };
-        self.finish(&mut fx);
-        granted
-    }
-
-    pub(super) fn give_room_back(&self, count: usize, weight: usize) {
-        let mut fx = Effects {
-            released: (count, weight),
-            ..Effects::default()
-        };
-        self.lock().settle(&mut fx, &self.options, &self.client.budget);
-        self.finish(&mut fx);
-    }
-
-    /// Looks again whether somebody can be admitted.
-    pub(super) fn admit_waiting(&self) {
-        self.give_room_back(0, 0);
-    }
-
     /// Counts a one-way send that failed before it was taken.
     pub(super) fn count_one_way_failure(&self) {
         self.lock().counters.one_way_failures += 1;
-    }
-
-    /// Waits until everything that was taken so far is settled.
-    pub(super) async fn flush(&self) -> Result<()> {
-        let Some(flushed) = ({
-            let mut state = self.lock();
-            state.check_open()?;
-            state.flush()
-        }) else {
-            return Ok(());
-        };
-        flushed.await.map_err(|_| Error::closed("producer"))
-    }
-
-    /// Takes nothing new from now on, and tells the task to end once everything is settled.
-    pub(super) fn begin_close(&self) {
-        if !self.close.begin() {
-            return;
-        }
-        let mut fx = Effects::default();
-        {
-            let mut state = self.lock();
-            if state.life == Life::Open {
-                state.life = Life::Closing;
-            }
-            state.turn_away(&Error::closed("producer"), &mut fx);
-        }
-        self.finish(&mut fx);
-        self.notify.notify_one();
-    }
-
-    /// Gives up everything that is left; returns how many messages had no result.
-    pub(super) fn abandon(&self, error: impl Fn(Outcome) -> Error) -> u64 {
-        let mut fx = Effects::default();
-        let left = {
-            let mut state = self.lock();
-            let state = &mut *state;
-            state.life = Life::Over;
-            for lane in &mut state.lanes {
-                lane.abandon(&error, &mut fx);
-            }
-            state.drop_pool();
-            state.turn_away(&Error::closed("producer"), &mut fx);
-            let left = fx.failed;
-            state.settle(&mut fx, &self.options, &self.client.budget);
-            left
-        };
-        self.finish(&mut fx);
-        left
     }
 
     pub(super) fn status(&self) -> ProducerStatus {
@@ -646,10 +461,6 @@ impl Core {
             retried: state.counters.retried,
             one_way_failures: state.counters.one_way_failures,
         }
-    }
-
-    pub(super) fn window(&self) -> &SendWindow {
-        &self.window
     }
 
     /// Chooses the partition of up to so many messages without a key, and for how many of them it holds.
@@ -670,105 +481,6 @@ impl Core {
             self.state.try_lock().is_ok(),
             "a driver is called with the lock held"
         );
-    }
-}
-
-impl BatchOwner for Core {
-    fn timeout(&self) -> Duration {
-        self.options.timeout
-    }
-
-    fn may_retry(&self, error: &Error) -> bool {
-        error.is_retryable() && (error.outcome() == Outcome::NotSent || self.options.resend_unknown)
-    }
-
-    fn landed(&self, mut batch: Landed<'_>) {
-        let mut fx = Effects::default();
-        let mut failed = None;
-        {
-            let mut guard = self.lock();
-            let state = &mut *guard;
-            let over = state.life == Life::Over;
-            let Some(lane) = state.lanes.get_mut(batch.partition as usize) else {
-                return;
-            };
-            let counted = lane.land(batch.ticket.id) || batch.ticket.counted;
-            let (mut count, mut stored, mut kept, mut kept_bytes) = (0, 0, 0, 0);
-            for run in batch.runs {
-                let tally = run.slots.tally(run.range());
-                stored += tally.stored;
-                fx.count_failed(&run.slots, tally.failed);
-                if let Some(last) = tally.last_settled {
-                    lane.settle(run.seq + u64::from(last - run.first));
-                }
-                for (slot, error) in tally.retries {
-                    let index = count + (slot - run.first) as usize;
-                    let Some(message) = batch.messages.get_mut(index).map(std::mem::take) else {
-                        continue;
-                    };
-                    let weight = message.weight();
-                    kept += 1;
-                    kept_bytes += weight;
-                    lane.set_aside(Entry {
-                        message,
-                        slots: Arc::clone(&run.slots),
-                        slot,
-                        seq: run.seq + u64::from(slot - run.first),
-                        movable: run.movable,
-                        weight,
-                    });
-                    failed = Some(error);
-                }
-                count += run.len as usize;
-            }
-            lane.note(stored > 0, kept > 0);
-            if over {
-                lane.abandon(|outcome| Error::closed("producer").with_outcome(outcome), &mut fx);
-            }
-            state.counters.sent += stored;
-            state.counters.retried += kept as u64;
-            if counted {
-                let released = batch.ticket.weight.saturating_sub(kept_bytes);
-                state.in_flight = state.in_flight.saturating_sub(count);
-                fx.released.0 += count - kept;
-                fx.released.1 += released;
-                fx.budget += released;
-            } else if kept > 0 {
-                state.reserve(kept, kept_bytes);
-                self.client.budget.take(kept_bytes);
-            }
-            if kept > 0 || lane_waits(state, batch.partition) {
-                state.resolve(batch.partition, &self.options, &self.window, &mut fx);
-            }
-            state.settle(&mut fx, &self.options, &self.client.budget);
-            state.list(batch.partition, &self.window, &mut fx);
-            // It may have been the last one that the close waits for.
-            fx.notify |= state.life == Life::Closing;
-        }
-        self.finish(&mut fx);
-        if let Some(error) = failed {
-            tracing::debug!(
-                messaging.destination.name = %self.topic,
-                messaging.destination.partition.id = batch.partition,
-                error.type = error.kind().as_str(),
-                %error,
-                "a send failed and is tried again where its order allows"
-            );
-        }
-    }
-}
-
-/// Tells whether a lane has failed messages that wait for a decision.
-fn lane_waits(state: &State, partition: u32) -> bool {
-    state.lanes.get(partition as usize).is_some_and(Lane::has_aside)
-}
-
-impl Child for Core {
-    fn close(self: Arc<Self>) -> BoxFuture<'static, Result<()>> {
-        Box::pin(async move {
-            self.begin_close();
-            self.close.wait().await
-        })
     }
 }
 

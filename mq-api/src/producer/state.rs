@@ -260,9 +260,9 @@ impl State {
         }
     }
 
-    /// Tells whether somebody waits for room or for a flush.
+    /// Tells whether somebody waits for room, for a flush or for the close.
     pub(super) fn is_waited_for(&self) -> bool {
-        !self.waiters.is_empty() || !self.flushers.is_empty()
+        !self.waiters.is_empty() || !self.flushers.is_empty() || self.life == Life::Closing
     }
 
     /// Counts what has happened, admits those for whom there is room now, and ends flushes that are done. To be called at
@@ -279,6 +279,8 @@ impl State {
         if !self.flushers.is_empty() {
             self.end_flushes(fx);
         }
+        // It may have been the last one that the close waits for.
+        fx.notify |= self.life == Life::Closing;
     }
 
     fn admit(&mut self, fx: &mut Effects, options: &Options, budget: &Budget) {

@@ -76,7 +76,7 @@ fn step(core: &Core) -> Step {
     let mut fx = Effects::default();
     let step = {
         let mut state = core.lock();
-        let next = state.tick(Instant::now(), core.options.timeout, core.window(), &mut fx);
+        let next = state.tick(Instant::now(), core.options.timeout, &core.window, &mut fx);
         state.settle(&mut fx, &core.options, &core.client.budget);
         let listed = state.take_listed();
         let closing = state.life == Life::Closing;

@@ -51,6 +51,29 @@ async fn close_sends_what_was_taken_and_every_caller_gets_its_result() {
     assert_eq!(script.closes(), 1);
 }
 
+#[tokio::test]
+async fn close_returns_as_soon_as_the_last_send_is_settled() {
+    for what in [Do::StoreFromThread, Do::Hold] {
+        let script = Script::new(1, 1);
+        script.otherwise(what);
+        let producer = script.open(|p| p).await;
+        let pending = producer.enqueue("a").await.unwrap();
+        let begun = std::time::Instant::now();
+        let closing = tokio::spawn({
+            let producer = producer.clone();
+            async move { producer.close().await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if let Some(batch) = script.take_held(0) {
+            assert!(!closing.is_finished());
+            script.store(&batch);
+        }
+        closing.await.unwrap().unwrap();
+        pending.await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn close_ends_in_its_time_and_says_what_became_of_the_rest() {
     let script = Script::new(1, 2);
