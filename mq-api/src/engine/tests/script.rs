@@ -140,6 +140,8 @@ impl Script {
 fn capabilities() -> Capabilities {
     let mut capabilities = Capabilities::new("script");
     capabilities.partitioned = Support::Native;
+    capabilities.seek = Support::Native;
+    capabilities.pause = Support::Native;
     capabilities.sparse_acks = Support::Native;
     capabilities.durable_attempts = Support::Native;
     capabilities
