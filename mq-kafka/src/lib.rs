@@ -1,1 +1,22 @@
-//! The Apache Kafka driver of the mq message-queue API.
+#![doc = include_str!("docs.md")]
+
+mod client;
+mod config;
+mod consumer;
+mod driver;
+mod error;
+mod ffi;
+mod format;
+mod member;
+mod outbox;
+mod producer;
+mod reader;
+mod record;
+mod session;
+mod topics;
+mod watch;
+
+pub use self::{
+    config::{KafkaConfig, SaslMechanism},
+    driver::KafkaMq,
+};

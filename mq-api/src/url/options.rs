@@ -29,6 +29,22 @@ impl UrlOptions {
         Some(self.left.remove(at).1)
     }
 
+    /// Takes every option whose name begins so, with the rest of its name, for what is passed on to a client library.
+    pub fn take_prefixed(&mut self, prefix: &'static str) -> Vec<(String, String)> {
+        if !self.asked.contains(&prefix) {
+            self.asked.push(prefix);
+        }
+        let all = std::mem::take(&mut self.left);
+        let mut taken = Vec::new();
+        for (name, value) in all {
+            match name.strip_prefix(prefix) {
+                Some(rest) => taken.push((rest.to_owned(), value)),
+                None => self.left.push((name, value)),
+            }
+        }
+        taken
+    }
+
     /// Takes an option that is a number.
     ///
     /// # Errors

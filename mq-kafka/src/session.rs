@@ -1,0 +1,491 @@
+//! What a member does that needs waiting: taking partitions over, giving them back, moving them, watching the topic.
+
+use std::{sync::Arc, time::Duration};
+
+use mq_api::{
+    Error, ErrorKind, Lease, Offset, Position, Result, TopicId,
+    driver::{Assignment, AssignmentId, Event, Prefetch},
+};
+use rdkafka::{consumer::Consumer, types::RDKafkaErrorCode as Code};
+use tokio::sync::{mpsc::UnboundedReceiver, oneshot};
+
+use crate::{
+    client, error,
+    ffi::PartitionQueue,
+    format::Stored,
+    member::{Job, Member},
+    outbox::Part,
+    watch::Seen,
+};
+
+/// How long storing the mark of a takeover may take before it is tried again.
+const MARK_LIMIT: Duration = Duration::from_secs(5);
+/// How long giving partitions back waits for the mark that it was done in order.
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// How long the library may take to move a partition; it needs no answer of a broker for it.
+const MOVE_LIMIT: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How often a member that waits for the engine looks whether its session is over.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Does a member's jobs until it leaves.
+pub(crate) async fn run(member: Arc<Member>, prefetch: Prefetch, mut jobs: UnboundedReceiver<Job>) {
+    let mut session = Session {
+        member,
+        prefetch,
+        outage: false,
+    };
+    let member = Arc::clone(&session.member);
+    let mut seen = member.watch.follow();
+    loop {
+        tokio::select! {
+            biased;
+            () = member.link.leave.notified() => return,
+            changed = seen.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now = seen.borrow_and_update().clone();
+                session.saw(now);
+            }
+            job = jobs.recv() => match job {
+                Some(job) => session.work(job).await,
+                None => return,
+            },
+        }
+        if member.link.is_leaving() {
+            return;
+        }
+    }
+}
+
+/// Passes the wake-ups of the queues on. The library gives them under a lock of its own, where the engine's waker must
+/// not be woken.
+pub(crate) async fn pass_wakes_on(member: Arc<Member>) {
+    let incoming = Arc::clone(&member.incoming);
+    let outbox = Arc::downgrade(&member.link.outbox);
+    drop(member);
+    loop {
+        incoming.notified().await;
+        match outbox.upgrade() {
+            Some(outbox) => outbox.wake(),
+            None => return,
+        }
+    }
+}
+
+struct Session {
+    member: Arc<Member>,
+    prefetch: Prefetch,
+    outage: bool,
+}
+
+/// Why partitions were not taken over.
+enum Refused {
+    /// The session ended meanwhile.
+    Lost,
+    /// The member leaves, or has ended with an error.
+    Over,
+}
+
+impl Session {
+    fn saw(&mut self, now: Seen) {
+        let outbox = &self.member.link.outbox;
+        if now.gone {
+            outbox.push(Event::TopicGone);
+            return;
+        }
+        match now.trouble {
+            Some(error) if !self.outage => {
+                self.outage = true;
+                outbox.push(Event::Outage(error));
+            }
+            None if self.outage => {
+                self.outage = false;
+                outbox.push(Event::Recovered);
+            }
+            _ => {}
+        }
+    }
+
+    async fn work(&mut self, job: Job) {
+        match job {
+            Job::Assign { partitions, generation } => self.assign(partitions, generation).await,
+            Job::Revoke { partitions, lost } => self.revoke(partitions, lost).await,
+            Job::Seek {
+                id,
+                to,
+                generation,
+                done,
+            } => {
+                let result = self.seek(id, to, generation).await;
+                // The engine may have stopped waiting.
+                let _ = done.send(result);
+            }
+            Job::Reset { id, at } => self.reset(id, at).await,
+        }
+    }
+
+    async fn assign(&mut self, partitions: Vec<u32>, generation: i32) {
+        let taken = match self.take_over(&partitions, generation).await {
+            Ok(taken) => taken,
+            Err(Refused::Over) => return,
+            Err(Refused::Lost) => Vec::new(),
+        };
+        let mine = !taken.is_empty();
+        let offsets: Vec<(u32, Offset)> = taken.iter().map(|(part, _)| (part.id.partition, part.next)).collect();
+        self.member.link.outbox.change(|parts, control| {
+            let mut assignments = Vec::with_capacity(taken.len());
+            for (part, assignment) in taken {
+                parts.insert(part.id.partition, part);
+                assignments.push(assignment);
+            }
+            if !assignments.is_empty() {
+                control.push_back(Event::Assigned(assignments));
+            }
+        });
+        // The library keeps its own list of what was given, and asks for all of it back: it is told of all of it.
+        let start = move |partition: u32| {
+            let own = offsets.iter().find(|(own, _)| *own == partition);
+            own.map_or(rdkafka::Offset::End, |(_, offset)| client::raw_offset(*offset))
+        };
+        let topic = self.member.link.topic.clone();
+        let answered = self
+            .blocking(move |member| {
+                let list = client::partition_list(&topic, &partitions, start)
+                    .map_err(|code| error::from_code("assignment", code))?;
+                member.answer(|consumer| consumer.incremental_assign(&list))
+            })
+            .await;
+        if let Err(error) = answered
+            && mine
+            && !self.member.link.is_leaving()
+        {
+            tracing::warn!(topic = %self.member.topic, group = %self.member.group, %error, "partitions could not be assigned");
+            self.member.link.outbox.lose_all();
+        }
+    }
+
+    /// Reads what is stored for partitions and marks them as held, until that works.
+    async fn take_over(
+        &mut self,
+        partitions: &[u32],
+        generation: i32,
+    ) -> Result<Vec<(Part, Assignment)>, Refused> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let trouble = match self.try_take_over(partitions, generation).await {
+                Ok(Some(taken)) => return Ok(taken),
+                Ok(None) => return Err(Refused::Lost),
+                Err(trouble) => trouble,
+            };
+            let member = &self.member;
+            if member.link.is_leaving() {
+                return Err(Refused::Over);
+            }
+            match trouble.kind() {
+                ErrorKind::Protocol | ErrorKind::PermissionDenied | ErrorKind::Authentication | ErrorKind::Tls => {
+                    member.link.outbox.end(trouble);
+                    return Err(Refused::Over);
+                }
+                // The watch tells of it.
+                ErrorKind::TopicNotFound => {}
+                _ => tracing::debug!(topic = %member.topic, error = %trouble, "taking partitions over is tried again"),
+            }
+            if member.consumer().map_or(true, |consumer| consumer.assignment_lost()) {
+                return Err(Refused::Lost);
+            }
+            let _ = tokio::time::timeout(pause, member.link.leave.notified()).await;
+            if member.link.is_leaving() {
+                return Err(Refused::Over);
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Tries it once; `None` where the group has given the partitions to somebody else meanwhile.
+    async fn try_take_over(&self, partitions: &[u32], generation: i32) -> Result<Option<Vec<(Part, Assignment)>>> {
+        let member = &self.member;
+        let topic_id = member.watch.id.as_deref();
+        let mut stored = member
+            .client
+            .stored(&member.link.topic, &member.group, partitions, topic_id)
+            .await?;
+        let new: Vec<u32> = partitions
+            .iter()
+            .copied()
+            .filter(|partition| !stored.contains_key(partition) && !member.start.contains_key(partition))
+            .collect();
+        if !new.is_empty() {
+            // Partitions that were added since the group began.
+            let bounds = member.client.bounds(&member.link.topic, new.clone()).await?;
+            for (partition, (first, _)) in new.into_iter().zip(bounds) {
+                stored.insert(partition, (first, Stored::default()));
+            }
+        }
+        let consumer = member.consumer()?;
+        let epoch = u64::try_from(generation).unwrap_or(0);
+        let lease = member.clock.now() + member.lease;
+        let mut taken = Vec::with_capacity(partitions.len());
+        let mut marks = Vec::with_capacity(partitions.len());
+        for partition in partitions.iter().copied() {
+            let (position, mut found) = match stored.remove(&partition) {
+                Some(found) => found,
+                None => (member.start.get(&partition).copied().unwrap_or(0), Stored::default()),
+            };
+            let id = AssignmentId { partition, epoch };
+            let lease = Lease::new(member.clock.clone(), lease);
+            let mut assignment = Assignment::new(id, position)
+                .with_acked_above(found.acked_above.clone())
+                .with_attempts(found.attempts.clone())
+                .with_clean(!found.open)
+                .with_lease(lease.clone());
+            if let Some(id) = topic_id {
+                assignment = assignment.with_topic_id(TopicId::new(id));
+                found.topic_id = Some(id.to_owned());
+            }
+            found.open = true;
+            marks.push((partition, position, found.encode(position)));
+            let queue = PartitionQueue::open(&consumer, &member.link.topic, client::number(partition), &member.incoming)
+                .ok_or_else(|| Error::new(ErrorKind::Other, format!("partition {partition} has no queue")))?;
+            let part = Part {
+                id,
+                generation: 0,
+                queue,
+                lease,
+                paused: false,
+                moving: false,
+                revoking: false,
+                released: false,
+                next: position,
+                position,
+                stored: found,
+                weight: Part::first_weight(self.prefetch),
+            };
+            taken.push((part, assignment));
+        }
+        drop(consumer);
+        // Before the first hand-over it must be known that somebody had them, in case this process dies of it.
+        for outcome in heard(member.store(&marks)?, MARK_LIMIT).await? {
+            match outcome {
+                Ok(()) => {}
+                Err(code) if error::is_lost(code) => return Ok(None),
+                Err(code) => return Err(error::from_code("taking partitions over", code)),
+            }
+        }
+        // It may have taken long: the lease stands from now on.
+        for (part, _) in &taken {
+            part.lease.renew(member.clock.now() + member.lease);
+        }
+        Ok(Some(taken))
+    }
+
+    async fn revoke(&mut self, partitions: Vec<u32>, lost: bool) {
+        let member = Arc::clone(&self.member);
+        let ids = member.link.outbox.change(|parts, control| {
+            let mut ids = Vec::new();
+            for partition in &partitions {
+                if let Some(part) = parts.get_mut(partition) {
+                    part.revoking = true;
+                    ids.push(part.id);
+                }
+            }
+            if !ids.is_empty() && !lost {
+                control.push_back(Event::Revoked(ids.clone()));
+            }
+            ids
+        });
+        let in_order = !lost && self.wait_for_release(&ids).await;
+        if member.link.is_leaving() {
+            return;
+        }
+        if in_order {
+            self.say_last_word(&ids).await;
+        }
+        member.link.outbox.change(|parts, control| {
+            let mut gone = Vec::new();
+            for id in &ids {
+                // Its queue is destroyed here, before the library stops fetching.
+                if let Some(part) = parts.remove(&id.partition) {
+                    part.lease.revoke();
+                    gone.push(*id);
+                }
+            }
+            if !in_order && !gone.is_empty() {
+                control.push_back(Event::Lost(gone));
+            }
+        });
+        let topic = member.link.topic.clone();
+        let answered = self
+            .blocking(move |member| {
+                let list = client::partition_list(&topic, &partitions, |_| rdkafka::Offset::Invalid)
+                    .map_err(|code| error::from_code("assignment", code))?;
+                member.answer(|consumer| consumer.incremental_unassign(&list))
+            })
+            .await;
+        if let Err(error) = answered
+            && !member.link.is_leaving()
+        {
+            tracing::warn!(topic = %member.topic, group = %member.group, %error, "partitions could not be given back");
+        }
+    }
+
+    /// Waits until the engine has released everything; `false` where the session ended before.
+    async fn wait_for_release(&self, ids: &[AssignmentId]) -> bool {
+        let member = &self.member;
+        loop {
+            let open = ids
+                .iter()
+                .any(|id| member.link.outbox.part(*id, |part| !part.released).unwrap_or(false));
+            if !open {
+                return true;
+            }
+            if member.link.is_leaving() || member.consumer().map_or(true, |consumer| consumer.assignment_lost()) {
+                return false;
+            }
+            let _ = tokio::time::timeout(LOOK_AGAIN, member.released.notified()).await;
+        }
+    }
+
+    /// Stores that partitions were given back in order. Without it the next owner is more careful than it need be.
+    async fn say_last_word(&self, ids: &[AssignmentId]) {
+        let member = &self.member;
+        let marks: Vec<(u32, Offset, String)> = ids
+            .iter()
+            .filter_map(|id| {
+                member.link.outbox.part(*id, |part| {
+                    part.stored.open = false;
+                    (id.partition, part.position, part.stored.encode(part.position))
+                })
+            })
+            .collect();
+        if marks.is_empty() {
+            return;
+        }
+        if let Ok(receivers) = member.store(&marks)
+            && let Err(error) = heard(receivers, LAST_WORD).await
+        {
+            tracing::debug!(topic = %member.topic, %error, "the mark of an orderly end was not stored");
+        }
+    }
+
+    async fn seek(&self, id: AssignmentId, to: Position, generation: u64) -> Result<Offset> {
+        let member = &self.member;
+        let gone = || {
+            Error::new(
+                ErrorKind::Interrupted,
+                format!("partition {} is no longer this member's", id.partition),
+            )
+        };
+        member.link.outbox.part(id, |_| ()).ok_or_else(gone)?;
+        let offset = member
+            .client
+            .resolve(&member.link.topic, vec![id.partition], to)
+            .await?
+            .first()
+            .copied()
+            .ok_or_else(gone)?;
+        self.move_to(id, offset, Some(generation)).await?;
+        Ok(offset)
+    }
+
+    async fn reset(&self, id: AssignmentId, at: Offset) {
+        let mut pause = FIRST_PAUSE;
+        while let Err(error) = self.try_reset(id, at).await {
+            if self.member.link.is_leaving() || self.member.link.outbox.part(id, |_| ()).is_none() {
+                return;
+            }
+            tracing::debug!(partition = id.partition, %error, "finding where to go on is tried again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn try_reset(&self, id: AssignmentId, at: Offset) -> Result<()> {
+        let member = &self.member;
+        let bounds = member.client.bounds(&member.link.topic, vec![id.partition]).await?;
+        let (first, next) = bounds.first().copied().unwrap_or((at, at));
+        let to = at.clamp(first, next.max(first));
+        if to > at {
+            let event = Event::Trimmed {
+                assignment: id,
+                from: at,
+                to,
+            };
+            member.link.outbox.change(|parts, control| {
+                if parts.get(&id.partition).is_some_and(|part| part.id == id) {
+                    control.push_back(event);
+                }
+            });
+        } else if to < at {
+            tracing::warn!(
+                topic = %member.topic,
+                partition = id.partition,
+                at,
+                next,
+                "the broker has lost messages that were read before; going on at its end"
+            );
+        }
+        self.move_to(id, to, None).await
+    }
+
+    /// Begins to fetch a partition anew at an offset.
+    async fn move_to(&self, id: AssignmentId, offset: Offset, generation: Option<u64>) -> Result<()> {
+        let outbox = &self.member.link.outbox;
+        outbox.part(id, |part| part.moving = true);
+        let topic = self.member.link.topic.clone();
+        let moved = self
+            .blocking(move |member| {
+                let list = client::partition_list(&topic, &[id.partition], |_| client::raw_offset(offset))
+                    .map_err(|code| error::from_code("seek", code))?;
+                member.reassign(|consumer| {
+                    let to = client::raw_offset(offset);
+                    let partition = client::number(id.partition);
+                    if consumer.seek(&topic, partition, to, MOVE_LIMIT).is_ok() {
+                        return Ok(());
+                    }
+                    // It has not begun to fetch, or stands still after an error: stopped and begun anew.
+                    consumer.incremental_unassign(&list)?;
+                    consumer.incremental_assign(&list)
+                })
+            })
+            .await;
+        outbox.part(id, |part| {
+            if moved.is_ok() {
+                part.next = offset;
+                part.generation = generation.unwrap_or(part.generation);
+            }
+            part.moving = false;
+            part.queue
+                .signal()
+                .ready
+                .store(true, std::sync::atomic::Ordering::Release);
+        });
+        outbox.wake();
+        moved
+    }
+
+    async fn blocking(&self, work: impl FnOnce(&Member) -> Result<()> + Send + 'static) -> Result<()> {
+        let member = Arc::clone(&self.member);
+        client::blocking(move || work(&member)).await?
+    }
+}
+
+/// Waits for the results of commits.
+pub(crate) async fn heard(
+    receivers: Vec<oneshot::Receiver<Result<(), Code>>>,
+    limit: Duration,
+) -> Result<Vec<Result<(), Code>>> {
+    let all = futures_util::future::join_all(receivers);
+    match tokio::time::timeout(limit, all).await {
+        Ok(results) => Ok(results
+            .into_iter()
+            .map(|result| result.unwrap_or(Err(Code::AssignmentLost)))
+            .collect()),
+        Err(_) => Err(Error::timeout("a commit", limit)),
+    }
+}
