@@ -32,6 +32,13 @@ use crate::{
 /// How long a thread of the driver waits for events of its client before it looks around.
 pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
+/// Stands where the library wants the name of a group. Nothing is joined or stored under it.
+const NO_GROUP: &str = "mq-client";
+
+/// How long to wait before a question is asked again: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
 /// How long one try of a connect waits before it looks at what the error callback has said.
 const CONNECT_LOOK: Duration = Duration::from_millis(50);
 
@@ -90,7 +97,10 @@ impl Cause {
         let down = self.all_down.load(Ordering::Acquire);
         match self.error() {
             Some(error) if down || error.kind() != ErrorKind::Connection => Some(error),
-            None if down => Some(error::from_code(&format!("brokers {address}"), Code::AllBrokersDown)),
+            None if down => Some(error::from_code(
+                &format!("brokers {address}"),
+                Code::AllBrokersDown,
+            )),
             _ => None,
         }
     }
@@ -121,7 +131,10 @@ impl ConsumerContext for Context {}
 /// Passes a line of the library's log on.
 pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error => {
             tracing::warn!(facility, message, "librdkafka");
         }
         _ => tracing::debug!(facility, message, "librdkafka"),
@@ -146,8 +159,11 @@ impl Client {
             cause: Arc::clone(&cause),
         };
         let stop = Arc::new(AtomicBool::new(false));
+        // With a group's name, though it joins none: the library crashes on a client without one when the coordinator of a
+        // group that it is asked about has moved.
         let questions: BaseConsumer<Context> = config
             .client()
+            .set("group.id", NO_GROUP)
             .create_with_context(context)
             .map_err(|error| tls_file(&config, error::from_kafka("connecting", &error)))?;
         let questions = Arc::new(questions);
@@ -189,7 +205,7 @@ impl Client {
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
         what: String,
-        question: impl FnOnce(&NativeClient<Context>, Duration) -> Result<T, Code> + Send + 'static,
+        question: impl Fn(&NativeClient<Context>, Duration) -> Result<T, Code> + Send + Sync + 'static,
     ) -> Result<T> {
         self.ask_within(self.config.request_timeout, what, question).await
     }
@@ -198,15 +214,27 @@ impl Client {
         &self,
         limit: Duration,
         what: String,
-        question: impl FnOnce(&NativeClient<Context>, Duration) -> Result<T, Code> + Send + 'static,
+        question: impl Fn(&NativeClient<Context>, Duration) -> Result<T, Code> + Send + Sync + 'static,
     ) -> Result<T> {
-        let client = Arc::clone(&self.questions);
-        match blocking(move || question(client.client(), limit)).await? {
-            Ok(answer) => {
-                self.cause.clear();
-                Ok(answer)
+        let question = Arc::new(question);
+        let by = Instant::now() + limit;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (client, question) = (Arc::clone(&self.questions), Arc::clone(&question));
+            let left = by.saturating_duration_since(Instant::now()).max(CONNECT_LOOK);
+            let error = match blocking(move || question(client.client(), left)).await? {
+                Ok(answer) => {
+                    self.cause.clear();
+                    return Ok(answer);
+                }
+                Err(code) => error::from_code(&what, code),
+            };
+            // A leader or coordinator that moves or loads: the answer comes in a moment.
+            if error.kind() != ErrorKind::Interrupted || Instant::now() + pause >= by {
+                return Err(self.cause.explain(error));
             }
-            Err(code) => Err(self.cause.explain(error::from_code(&what, code))),
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -463,7 +491,7 @@ pub(crate) fn serve<C: ConsumerContext + 'static>(
 ) -> Result<()> {
     spawn(name, move || {
         while !stop.load(Ordering::Acquire) {
-            // Without a group there are no messages on this queue; errors reach the callback of the context.
+            // No partition's messages come here; errors reach the callback of the context.
             drop(client.poll(LOOK));
         }
         drop_last(client);
@@ -484,7 +512,9 @@ pub(crate) fn drop_last<T>(mut client: Arc<T>) {
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     match std::thread::Builder::new().name(name.to_owned()).spawn(work) {
         Ok(_) => Ok(()),
-        Err(cause) => Err(Error::new(ErrorKind::ResourceExhausted, "no thread could be started").with_source(cause)),
+        Err(cause) => {
+            Err(Error::new(ErrorKind::ResourceExhausted, "no thread could be started").with_source(cause))
+        }
     }
 }
 

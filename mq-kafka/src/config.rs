@@ -92,9 +92,18 @@ const OWN: &[(&str, &str)] = &[
     ("session.timeout.ms", "option `session_timeout` says it"),
     ("heartbeat.interval.ms", "it follows from `session_timeout`"),
     ("acks", "`Ok` means stored on every replica in sync"),
-    ("request.required.acks", "`Ok` means stored on every replica in sync"),
-    ("enable.idempotence", "order and the absence of doubles rest on it"),
-    ("enable.gapless.guarantee", "one failed message would end the producer"),
+    (
+        "request.required.acks",
+        "`Ok` means stored on every replica in sync",
+    ),
+    (
+        "enable.idempotence",
+        "order and the absence of doubles rest on it",
+    ),
+    (
+        "enable.gapless.guarantee",
+        "one failed message would end the producer",
+    ),
     ("max.in.flight", "order rests on it"),
     ("max.in.flight.requests.per.connection", "order rests on it"),
     ("retries", "outcomes rest on it"),
@@ -109,12 +118,24 @@ const OWN: &[(&str, &str)] = &[
     ("group.id", "the name of the group is it"),
     ("group.protocol", "leases rest on the classic protocol"),
     ("group.remote.assignor", "leases rest on the classic protocol"),
-    ("group.instance.id", "a member that leaves gives its partitions back at once"),
-    ("partition.assignment.strategy", "every member of a group must have the same one"),
+    (
+        "group.instance.id",
+        "a member that leaves gives its partitions back at once",
+    ),
+    (
+        "partition.assignment.strategy",
+        "every member of a group must have the same one",
+    ),
     ("enable.auto.commit", "only what is acknowledged is committed"),
     ("auto.commit.enable", "only what is acknowledged is committed"),
-    ("auto.commit.interval.ms", "only what is acknowledged is committed"),
-    ("enable.auto.offset.store", "only what is acknowledged is committed"),
+    (
+        "auto.commit.interval.ms",
+        "only what is acknowledged is committed",
+    ),
+    (
+        "enable.auto.offset.store",
+        "only what is acknowledged is committed",
+    ),
     ("offset.store.method", "only what is acknowledged is committed"),
     ("auto.offset.reset", "the start of a group says it"),
     ("isolation.level", "messages of aborted transactions are not seen"),
@@ -218,13 +239,17 @@ impl KafkaConfig {
         let mut options = url.options();
         if let Some(mechanism) = options.take_word("mechanism", &SaslMechanism::NAMES)? {
             if config.username.is_none() {
-                return Err(rule("option `mechanism`: the URL names no user to log in".to_owned()));
+                return Err(rule(
+                    "option `mechanism`: the URL names no user to log in".to_owned(),
+                ));
             }
             config.mechanism = mechanism;
         }
         if let Some(ca) = options.take("ca") {
             if !config.tls {
-                return Err(rule("option `ca`: only a `kafka+tls` URL has certificates".to_owned()));
+                return Err(rule(
+                    "option `ca`: only a `kafka+tls` URL has certificates".to_owned(),
+                ));
             }
             config.tls_ca = Some(PathBuf::from(ca));
         }
@@ -257,7 +282,9 @@ impl KafkaConfig {
             ("session_timeout", self.session_timeout, MIN_SESSION_TIMEOUT),
         ] {
             if value < least || value > MAX_TIMEOUT {
-                return Err(rule(format!("{name} {value:?}: it is {least:?} to {MAX_TIMEOUT:?}")));
+                return Err(rule(format!(
+                    "{name} {value:?}: it is {least:?} to {MAX_TIMEOUT:?}"
+                )));
             }
         }
         check_properties(self.properties.keys().map(String::as_str))
@@ -280,9 +307,15 @@ impl KafkaConfig {
             .set("log.connection.close", "false")
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
-            .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS.to_string())
+            .set(
+                "topic.metadata.refresh.interval.ms",
+                METADATA_REFRESH_MS.to_string(),
+            )
             .set("topic.metadata.propagation.max.ms", "1000")
-            .set("socket.timeout.ms", millis(self.request_timeout.max(Duration::from_secs(2))))
+            .set(
+                "socket.timeout.ms",
+                millis(self.request_timeout.max(Duration::from_secs(2))),
+            )
             .set("isolation.level", "read_committed");
         let protocol = match (self.tls, self.username.is_some()) {
             (false, false) => "PLAINTEXT",
@@ -312,7 +345,12 @@ impl KafkaConfig {
         set_unless_given(&mut client, &self.properties, "linger.ms", "0");
         set_unless_given(&mut client, &self.properties, "message.timeout.ms", "60000");
         // The portable layer bounds what is under way; these must not be in its way.
-        set_unless_given(&mut client, &self.properties, "queue.buffering.max.messages", "10000000");
+        set_unless_given(
+            &mut client,
+            &self.properties,
+            "queue.buffering.max.messages",
+            "10000000",
+        );
         // Of several small messages; one large one is a batch of its own.
         set_unless_given(&mut client, &self.properties, "batch.size", "1000000");
         client
@@ -352,7 +390,10 @@ impl KafkaConfig {
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", millis(session))
             .set("heartbeat.interval.ms", millis(heartbeat(session)))
-            .set("max.poll.interval.ms", millis(session.max(Duration::from_secs(300))));
+            .set(
+                "max.poll.interval.ms",
+                millis(session.max(Duration::from_secs(300))),
+            );
         client
     }
 }
@@ -366,7 +407,9 @@ pub(crate) fn heartbeat(session: Duration) -> Duration {
 pub(crate) fn check_properties<'a>(mut names: impl Iterator<Item = &'a str>) -> Result<()> {
     let refused = names.find_map(|name| OWN.iter().find(|(own, _)| *own == name));
     match refused {
-        Some((name, why)) => Err(rule(format!("setting `{name}` of librdkafka cannot be changed: {why}"))),
+        Some((name, why)) => Err(rule(format!(
+            "setting `{name}` of librdkafka cannot be changed: {why}"
+        ))),
         None => Ok(()),
     }
 }
@@ -446,7 +489,10 @@ mod tests {
             ("kafka://a?colour=red", "colour"),
             ("kafka://a?librdkafka.acks=0", "acks"),
             ("kafka://a?librdkafka.enable.idempotence=false", "idempotence"),
-            ("kafka://a?librdkafka.isolation.level=read_uncommitted", "isolation"),
+            (
+                "kafka://a?librdkafka.isolation.level=read_uncommitted",
+                "isolation",
+            ),
             ("kafka://a?librdkafka.plugin.library.paths=x.so", "plugin"),
         ] {
             let error = from_url(url).unwrap_err();

@@ -38,7 +38,9 @@ pub(crate) async fn join(
     subscription: Subscription,
 ) -> Result<(Arc<dyn driver::Consumer>, Box<dyn Events>)> {
     config::check_properties(subscription.properties.iter().map(|(name, _)| name.as_str()))?;
-    let session = subscription.session_timeout.unwrap_or(client.config.session_timeout);
+    let session = subscription
+        .session_timeout
+        .unwrap_or(client.config.session_timeout);
     if session < MIN_SESSION_TIMEOUT {
         return Err(Error::new(
             ErrorKind::InvalidConfig,
@@ -156,7 +158,10 @@ async fn begin(
                 Ok(()) => Ok(false),
                 // The group has members: one of them stores it.
                 Err(
-                    Code::UnknownMemberId | Code::NonEmptyGroup | Code::IllegalGeneration | Code::RebalanceInProgress,
+                    Code::UnknownMemberId
+                    | Code::NonEmptyGroup
+                    | Code::IllegalGeneration
+                    | Code::RebalanceInProgress,
                 ) => Ok(true),
                 Err(code) => Err(code),
             }

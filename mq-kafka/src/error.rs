@@ -246,7 +246,10 @@ mod tests {
     #[test]
     fn the_library_tells_whether_a_failed_send_may_be_stored() {
         let error = of_send("orders", Code::MessageTimedOut, Outcome::NotSent);
-        assert_eq!((error.kind(), error.outcome()), (ErrorKind::Timeout, Outcome::NotSent));
+        assert_eq!(
+            (error.kind(), error.outcome()),
+            (ErrorKind::Timeout, Outcome::NotSent)
+        );
         assert!(error.is_retryable());
         let error = of_send("orders", Code::PurgeInflight, Outcome::Unknown);
         assert_eq!((error.outcome(), error.is_retryable()), (Outcome::Unknown, false));

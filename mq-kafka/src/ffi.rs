@@ -74,7 +74,8 @@ impl<C: ConsumerContext> PartitionQueue<C> {
         let topic = CString::new(topic).ok()?;
         let client = consumer.client().native_ptr();
         // SAFETY: the client lives as long as `consumer`; the name outlives the call.
-        let queue = NonNull::new(unsafe { sys::rd_kafka_queue_get_partition(client, topic.as_ptr(), partition) })?;
+        let queue =
+            NonNull::new(unsafe { sys::rd_kafka_queue_get_partition(client, topic.as_ptr(), partition) })?;
         // What is there already would give no wake-up: the flag starts set, so that the first look is at the queue.
         let signal = Arc::new(Signal {
             ready: AtomicBool::new(true),
@@ -107,7 +108,8 @@ impl<C: ConsumerContext> PartitionQueue<C> {
         let mut messages: Vec<*mut sys::rd_kafka_message_t> = Vec::with_capacity(most);
         // SAFETY: the buffer has room for `most` pointers; the call writes as many as it returns.
         let count = unsafe {
-            let count = sys::rd_kafka_consume_batch_queue(self.queue.as_ptr(), 0, messages.as_mut_ptr(), most);
+            let count =
+                sys::rd_kafka_consume_batch_queue(self.queue.as_ptr(), 0, messages.as_mut_ptr(), most);
             let count = usize::try_from(count).unwrap_or(0).min(most);
             messages.set_len(count);
             count
@@ -208,13 +210,8 @@ impl<'a> RawMessage<'a> {
             let (mut name, mut value, mut size) = (ptr::null::<c_char>(), ptr::null::<c_void>(), 0);
             // SAFETY: the list is valid, see above; name and value belong to it.
             unsafe {
-                let found = sys::rd_kafka_header_get_all(
-                    headers,
-                    at,
-                    &raw mut name,
-                    &raw mut value,
-                    &raw mut size,
-                );
+                let found =
+                    sys::rd_kafka_header_get_all(headers, at, &raw mut name, &raw mut value, &raw mut size);
                 if found != RespErr::RD_KAFKA_RESP_ERR_NO_ERROR || name.is_null() {
                     return None;
                 }
@@ -252,6 +249,25 @@ pub(crate) fn generation<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> i32 
         let generation = sys::rd_kafka_consumer_group_metadata_generation_id(metadata);
         sys::rd_kafka_consumer_group_metadata_destroy(metadata);
         generation
+    }
+}
+
+/// Commits offsets as this member without waiting; what becomes of it reaches the `commit_callback` of the context. The
+/// wrapper's own asynchronous commit says nothing of its result.
+pub(crate) fn commit<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    offsets: &TopicPartitionList,
+) -> Result<(), Code> {
+    let client = consumer.client().native_ptr();
+    // SAFETY: client and list are alive; the list is copied, and our hold on the queue is given back.
+    unsafe {
+        let queue = sys::rd_kafka_queue_get_consumer(client);
+        if queue.is_null() {
+            return Err(Code::UnknownGroup);
+        }
+        let code = sys::rd_kafka_commit_queue(client, offsets.ptr(), queue, None, ptr::null_mut());
+        sys::rd_kafka_queue_destroy(queue);
+        check(code)
     }
 }
 
@@ -340,7 +356,11 @@ pub(crate) fn group_offsets<C: ClientContext>(
     timeout: Duration,
 ) -> Result<Vec<GroupOffset>, Code> {
     let group = CString::new(group).map_err(|_| Code::InvalidGroupId)?;
-    let call = AdminCall::new(client, AdminOp::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS, timeout)?;
+    let call = AdminCall::new(
+        client,
+        AdminOp::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS,
+        timeout,
+    )?;
     // SAFETY: as in `describe_topic`.
     unsafe {
         let mut request = sys::rd_kafka_ListConsumerGroupOffsets_new(group.as_ptr(), partitions.ptr());
@@ -356,7 +376,9 @@ pub(crate) fn group_offsets<C: ClientContext>(
         let mut offsets = Vec::new();
         for element in group_elements(groups, count)? {
             check(element.err)?;
-            if let (Ok(offset), Ok(partition)) = (u64::try_from(element.offset), u32::try_from(element.partition)) {
+            if let (Ok(offset), Ok(partition)) =
+                (u64::try_from(element.offset), u32::try_from(element.partition))
+            {
                 offsets.push(GroupOffset {
                     partition,
                     offset,
@@ -378,7 +400,11 @@ pub(crate) fn store_group_offsets<C: ClientContext>(
     timeout: Duration,
 ) -> Result<(), Code> {
     let group = CString::new(group).map_err(|_| Code::InvalidGroupId)?;
-    let call = AdminCall::new(client, AdminOp::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS, timeout)?;
+    let call = AdminCall::new(
+        client,
+        AdminOp::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS,
+        timeout,
+    )?;
     // SAFETY: as in `describe_topic`.
     unsafe {
         let mut request = sys::rd_kafka_AlterConsumerGroupOffsets_new(group.as_ptr(), offsets.ptr());

@@ -53,7 +53,9 @@ impl Stored {
             match field.split_once('=') {
                 Some(("t", id)) => stored.topic_id = Some(id.to_owned()),
                 Some(("s", state)) => stored.open = state == "o",
-                Some(("a", list)) => stored.acked_above = ranges(position, list).ok_or_else(|| broken("a"))?,
+                Some(("a", list)) => {
+                    stored.acked_above = ranges(position, list).ok_or_else(|| broken("a"))?
+                }
                 Some(("n", list)) => stored.attempts = attempts(position, list).ok_or_else(|| broken("n"))?,
                 _ => stored.unknown.push(field.to_owned()),
             }
@@ -68,7 +70,10 @@ impl Stored {
         if let Some(id) = &self.topic_id {
             push(&mut text, format_args!(" t={id}"));
         }
-        push(&mut text, format_args!(" s={}", if self.open { 'o' } else { 'c' }));
+        push(
+            &mut text,
+            format_args!(" s={}", if self.open { 'o' } else { 'c' }),
+        );
         for field in &self.unknown {
             if text.len() + field.len() < MOST_BYTES / 2 {
                 push(&mut text, format_args!(" {field}"));
@@ -81,7 +86,11 @@ impl Stored {
             *from = *offset;
             Some((gap, u64::from(*count)))
         });
-        let half = if self.acked_above.is_empty() { room } else { room / 2 };
+        let half = if self.acked_above.is_empty() {
+            room
+        } else {
+            room / 2
+        };
         push_list(&mut text, " n=", attempts, half);
         let room = MOST_BYTES - text.len();
         let ranges = self.acked_above.iter().scan(position, |from, range| {
@@ -210,7 +219,12 @@ mod tests {
 
     #[test]
     fn broken_fields_are_errors_and_never_a_panic() {
-        for broken in ["mq1 a=1", "mq1 a=x!.1", "mq1 n=1.zzzzzzzzzzzzz", "mq1 a=3w5e11264sgsf.1,1.1"] {
+        for broken in [
+            "mq1 a=1",
+            "mq1 a=x!.1",
+            "mq1 n=1.zzzzzzzzzzzzz",
+            "mq1 a=3w5e11264sgsf.1,1.1",
+        ] {
             let error = Stored::decode(u64::MAX - 1, broken.as_bytes()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Protocol, "{broken}");
         }

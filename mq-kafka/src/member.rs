@@ -18,7 +18,7 @@ use mq_api::{Clock, Error, GroupName, Offset, Position, Result, TopicName, drive
 use rdkafka::{
     ClientContext, TopicPartitionList,
     config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, KafkaResult},
     types::{RDKafkaErrorCode as Code, RDKafkaRespErr as RespErr},
 };
@@ -128,12 +128,7 @@ impl ClientContext for MemberContext {
 }
 
 impl ConsumerContext for MemberContext {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        what: RespErr,
-        list: &mut TopicPartitionList,
-    ) {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RespErr, list: &mut TopicPartitionList) {
         let link = &self.link;
         link.joined.send_replace(true);
         let assign = what == RespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
@@ -287,9 +282,7 @@ fn store(
             .set_offset(client::raw_offset(*position))
             .map_err(|error| error::from_kafka("commit", &error))?;
     }
-    consumer
-        .commit(&list, CommitMode::Async)
-        .map_err(|error| error::from_kafka("commit", &error))?;
+    ffi::commit(consumer, &list).map_err(|code| error::from_code("commit", code))?;
     for (partition, ..) in positions {
         let (done, receiver) = oneshot::channel();
         commits.entry(*partition).or_default().push_back(done);
@@ -361,7 +354,9 @@ fn leave(member: &Member, consumer: &BaseConsumer<MemberContext>) {
         && let Ok(mut receivers) = store(consumer, link, &last)
     {
         poll_until(consumer, LAST_WORD, || {
-            receivers.retain_mut(|receiver| matches!(receiver.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+            receivers.retain_mut(|receiver| {
+                matches!(receiver.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+            });
             receivers.is_empty()
         });
     }

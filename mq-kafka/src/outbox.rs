@@ -177,7 +177,11 @@ impl Outbox {
             }
         }
         // Whoever sets a queue's flag after it was looked at has this waker woken afterwards, under this lock.
-        if !inner.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if !inner
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             inner.waker = Some(cx.waker().clone());
         }
         Poll::Pending
@@ -252,7 +256,10 @@ fn take(raw: &RawBatch<'_>, next: Offset) -> Taken {
             continue;
         }
         // From before a move, or fetched twice: below what was handed on.
-        let Some(offset) = u64::try_from(message.offset()).ok().filter(|offset| *offset >= taken.next) else {
+        let Some(offset) = u64::try_from(message.offset())
+            .ok()
+            .filter(|offset| *offset >= taken.next)
+        else {
             continue;
         };
         let record = copier.record(offset, message);

@@ -133,7 +133,10 @@ impl KafkaProducer {
     /// Puts a new client in the place of one that can never be used again.
     fn replace(&self, broken: &Line) {
         let mut line = self.line.write().unwrap_or_else(PoisonError::into_inner);
-        if line.as_ref().is_none_or(|line| !Arc::ptr_eq(&line.producer, &broken.producer)) {
+        if line
+            .as_ref()
+            .is_none_or(|line| !Arc::ptr_eq(&line.producer, &broken.producer))
+        {
             return;
         }
         match Line::open(&self.client, &self.flights) {
@@ -142,7 +145,9 @@ impl KafkaProducer {
                 *line = Some(fresh);
                 broken.stop.store(true, Ordering::Release);
             }
-            Err(error) => tracing::warn!(topic = %self.topic, %error, "the kafka producer cannot be replaced"),
+            Err(error) => {
+                tracing::warn!(topic = %self.topic, %error, "the kafka producer cannot be replaced")
+            }
         }
     }
 }
@@ -151,8 +156,12 @@ impl KafkaProducer {
 async fn follow(producer: Weak<KafkaProducer>, mut seen: watch::Receiver<Seen>) {
     while seen.changed().await.is_ok() {
         let now = seen.borrow_and_update().clone();
-        let Some(producer) = producer.upgrade() else { return };
-        let Some(Line { producer: client, .. }) = producer.line() else { return };
+        let Some(producer) = producer.upgrade() else {
+            return;
+        };
+        let Some(Line { producer: client, .. }) = producer.line() else {
+            return;
+        };
         if now.gone {
             producer.flights.gone.store(true, Ordering::Release);
             client.purge(PurgeConfig::default().queue().inflight());
@@ -161,7 +170,9 @@ async fn follow(producer: Weak<KafkaProducer>, mut seen: watch::Receiver<Seen>) 
         if now.partitions > *producer.partitions.borrow() {
             // The client of the library learns of them before anybody sends there.
             let topic = producer.topic.as_str().to_owned();
-            let told = client::blocking(move || client.client().fetch_metadata(Some(&topic), LOOK * 40).is_ok()).await;
+            let told =
+                client::blocking(move || client.client().fetch_metadata(Some(&topic), LOOK * 40).is_ok())
+                    .await;
             if told.unwrap_or(false) {
                 producer.partitions.send_replace(now.partitions);
             } else {
@@ -319,10 +330,11 @@ impl Flights {
     fn refusal(&self, code: Code) -> Error {
         match code {
             // It exists, or this would not have been sent: the library learns of it in a moment.
-            Code::UnknownPartition | Code::Fatal => {
-                Error::new(ErrorKind::Interrupted, format!("topic {:?}: {}", self.topic, error::describe(code)))
-                    .with_outcome(Outcome::NotSent)
-            }
+            Code::UnknownPartition | Code::Fatal => Error::new(
+                ErrorKind::Interrupted,
+                format!("topic {:?}: {}", self.topic, error::describe(code)),
+            )
+            .with_outcome(Outcome::NotSent),
             code => error::of_send(self.topic.as_str(), code, Outcome::NotSent),
         }
     }
@@ -330,7 +342,11 @@ impl Flights {
     /// Notes what became of a message; the last one of a batch settles the batch.
     fn settle(&self, number: u32, place: usize, result: Option<Result<i64>>) {
         let mut state = self.lock();
-        if state.current.as_ref().is_none_or(|(current, _)| *current != number) {
+        if state
+            .current
+            .as_ref()
+            .is_none_or(|(current, _)| *current != number)
+        {
             let Some(flight) = state.others.remove(&number) else {
                 return;
             };
@@ -338,7 +354,9 @@ impl Flights {
                 state.others.insert(before, flight);
             }
         }
-        let Some((_, flight)) = &mut state.current else { return };
+        let Some((_, flight)) = &mut state.current else {
+            return;
+        };
         match result {
             None => {}
             Some(Ok(offset)) => {

@@ -116,7 +116,9 @@ impl Slot {
         let mut records = Vec::new();
         let mut bytes = 0;
         while records.len() < request.max_messages.max(1) {
-            let Some(record) = self.kept.pop_front() else { break };
+            let Some(record) = self.kept.pop_front() else {
+                break;
+            };
             bytes += record.message.weight();
             if bytes > request.max_bytes && !records.is_empty() {
                 self.kept.push_front(record);
@@ -191,7 +193,12 @@ impl KafkaReader {
         // Whatever happens below, what was there is no longer what comes next.
         let before = slot.queue.take().is_some();
         slot.kept.clear();
-        let queue = PartitionQueue::open(&consumer, self.topic.as_str(), client::number(partition), &slot.woken);
+        let queue = PartitionQueue::open(
+            &consumer,
+            self.topic.as_str(),
+            client::number(partition),
+            &slot.woken,
+        );
         let name = self.topic.as_str().to_owned();
         client::blocking(move || {
             let list = client::partition_list(&name, &[partition], |_| client::raw_offset(offset))
@@ -316,7 +323,11 @@ impl driver::Reader for KafkaReader {
 impl KafkaReader {
     fn end(&self) {
         self.stop.store(true, Ordering::Release);
-        let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let consumer = self
+            .consumer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         drop(consumer);
         // The queues hold the client too.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -34,7 +34,11 @@ pub(crate) fn headers(message: &Message) -> Option<OwnedHeaders> {
     }
     if let Some(time) = time {
         let odd = time.as_millis() <= 0;
-        let value = if odd { time.as_millis().to_string() } else { String::new() };
+        let value = if odd {
+            time.as_millis().to_string()
+        } else {
+            String::new()
+        };
         headers = headers.insert(Header {
             key: TIMESTAMP,
             value: Some(&value),
@@ -45,7 +49,10 @@ pub(crate) fn headers(message: &Message) -> Option<OwnedHeaders> {
 
 /// Returns the time of a record; none: the time of sending.
 pub(crate) fn timestamp(message: &Message) -> Option<i64> {
-    message.timestamp().map(Timestamp::as_millis).filter(|time| *time > 0)
+    message
+        .timestamp()
+        .map(Timestamp::as_millis)
+        .filter(|time| *time > 0)
 }
 
 /// Copies messages out of librdkafka's memory into one buffer that they share.
@@ -74,7 +81,9 @@ impl Copier {
                 (b"mq-timestamp", Some(Ok(time))) => sent_at = time.parse().ok().or(at),
                 _ => {
                     let name = String::from_utf8_lossy(name);
-                    message.headers_mut().append_raw(name, value.map(Bytes::copy_from_slice));
+                    message
+                        .headers_mut()
+                        .append_raw(name, value.map(Bytes::copy_from_slice));
                 }
             }
         }
@@ -118,6 +127,9 @@ mod tests {
         );
         assert_eq!(timestamp(&message), None);
         assert!(super::headers(&Message::new("x")).is_none());
-        assert_eq!(timestamp(&Message::new("x").with_timestamp(Timestamp::from_millis(5))), Some(5));
+        assert_eq!(
+            timestamp(&Message::new("x").with_timestamp(Timestamp::from_millis(5))),
+            Some(5)
+        );
     }
 }

@@ -111,7 +111,10 @@ impl Session {
 
     async fn work(&mut self, job: Job) {
         match job {
-            Job::Assign { partitions, generation } => self.assign(partitions, generation).await,
+            Job::Assign {
+                partitions,
+                generation,
+            } => self.assign(partitions, generation).await,
             Job::Revoke { partitions, lost } => self.revoke(partitions, lost).await,
             Job::Seek {
                 id,
@@ -134,7 +137,10 @@ impl Session {
             Err(Refused::Lost) => Vec::new(),
         };
         let mine = !taken.is_empty();
-        let offsets: Vec<(u32, Offset)> = taken.iter().map(|(part, _)| (part.id.partition, part.next)).collect();
+        let offsets: Vec<(u32, Offset)> = taken
+            .iter()
+            .map(|(part, _)| (part.id.partition, part.next))
+            .collect();
         self.member.link.outbox.change(|parts, control| {
             let mut assignments = Vec::with_capacity(taken.len());
             for (part, assignment) in taken {
@@ -188,15 +194,23 @@ impl Session {
                 return Err(Refused::Over);
             }
             match trouble.kind() {
-                ErrorKind::Protocol | ErrorKind::PermissionDenied | ErrorKind::Authentication | ErrorKind::Tls => {
+                ErrorKind::Protocol
+                | ErrorKind::PermissionDenied
+                | ErrorKind::Authentication
+                | ErrorKind::Tls => {
                     member.link.outbox.end(trouble);
                     return Err(Refused::Over);
                 }
                 // The watch tells of it.
                 ErrorKind::TopicNotFound => {}
-                _ => tracing::debug!(topic = %member.topic, error = %trouble, "taking partitions over is tried again"),
+                _ => {
+                    tracing::debug!(topic = %member.topic, error = %trouble, "taking partitions over is tried again")
+                }
             }
-            if member.consumer().map_or(true, |consumer| consumer.assignment_lost()) {
+            if member
+                .consumer()
+                .map_or(true, |consumer| consumer.assignment_lost())
+            {
                 return Err(Refused::Lost);
             }
             let _ = tokio::time::timeout(pause, member.link.leave.notified()).await;
@@ -208,7 +222,11 @@ impl Session {
     }
 
     /// Tries it once; `None` where the group has given the partitions to somebody else meanwhile.
-    async fn try_take_over(&self, partitions: &[u32], generation: i32) -> Result<Option<Vec<(Part, Assignment)>>> {
+    async fn try_take_over(
+        &self,
+        partitions: &[u32],
+        generation: i32,
+    ) -> Result<Option<Vec<(Part, Assignment)>>> {
         let member = &self.member;
         let topic_id = member.watch.id.as_deref();
         let mut stored = member
@@ -235,7 +253,10 @@ impl Session {
         for partition in partitions.iter().copied() {
             let (position, mut found) = match stored.remove(&partition) {
                 Some(found) => found,
-                None => (member.start.get(&partition).copied().unwrap_or(0), Stored::default()),
+                None => (
+                    member.start.get(&partition).copied().unwrap_or(0),
+                    Stored::default(),
+                ),
             };
             let id = AssignmentId { partition, epoch };
             let lease = Lease::new(member.clock.clone(), lease);
@@ -250,8 +271,13 @@ impl Session {
             }
             found.open = true;
             marks.push((partition, position, found.encode(position)));
-            let queue = PartitionQueue::open(&consumer, &member.link.topic, client::number(partition), &member.incoming)
-                .ok_or_else(|| Error::new(ErrorKind::Other, format!("partition {partition} has no queue")))?;
+            let queue = PartitionQueue::open(
+                &consumer,
+                &member.link.topic,
+                client::number(partition),
+                &member.incoming,
+            )
+            .ok_or_else(|| Error::new(ErrorKind::Other, format!("partition {partition} has no queue")))?;
             let part = Part {
                 id,
                 generation: 0,
@@ -338,13 +364,21 @@ impl Session {
     async fn wait_for_release(&self, ids: &[AssignmentId]) -> bool {
         let member = &self.member;
         loop {
-            let open = ids
-                .iter()
-                .any(|id| member.link.outbox.part(*id, |part| !part.released).unwrap_or(false));
+            let open = ids.iter().any(|id| {
+                member
+                    .link
+                    .outbox
+                    .part(*id, |part| !part.released)
+                    .unwrap_or(false)
+            });
             if !open {
                 return true;
             }
-            if member.link.is_leaving() || member.consumer().map_or(true, |consumer| consumer.assignment_lost()) {
+            if member.link.is_leaving()
+                || member
+                    .consumer()
+                    .map_or(true, |consumer| consumer.assignment_lost())
+            {
                 return false;
             }
             let _ = tokio::time::timeout(LOOK_AGAIN, member.released.notified()).await;
@@ -407,7 +441,10 @@ impl Session {
 
     async fn try_reset(&self, id: AssignmentId, at: Offset) -> Result<()> {
         let member = &self.member;
-        let bounds = member.client.bounds(&member.link.topic, vec![id.partition]).await?;
+        let bounds = member
+            .client
+            .bounds(&member.link.topic, vec![id.partition])
+            .await?;
         let (first, next) = bounds.first().copied().unwrap_or((at, at));
         let to = at.clamp(first, next.max(first));
         if to > at {

@@ -6,7 +6,8 @@ use std::{
 };
 
 use mq_api::{
-    CommittedPosition, Error, ErrorKind, PartitionDescription, Result, TopicDescription, TopicId, TopicName, TopicSpec,
+    CommittedPosition, Error, ErrorKind, PartitionDescription, Result, TopicDescription, TopicId, TopicName,
+    TopicSpec,
     driver::{self, CommittedRequest, topic_exists, topic_not_found},
 };
 use rdkafka::{
@@ -76,11 +77,17 @@ pub(crate) async fn add_partitions(client: &Client, topic: &TopicName, partition
     if info.partitions > partitions {
         return Err(Error::new(
             ErrorKind::InvalidPartition,
-            format!("topic {topic:?} has {} partitions, it cannot have {partitions}", info.partitions),
+            format!(
+                "topic {topic:?} has {} partitions, it cannot have {partitions}",
+                info.partitions
+            ),
         ));
     }
     let grown = NewPartitions::new(name, usize::try_from(count).unwrap_or(usize::MAX));
-    let outcome = client.admin()?.create_partitions([&grown], &options(client)).await;
+    let outcome = client
+        .admin()?
+        .create_partitions([&grown], &options(client))
+        .await;
     first(outcome).map_err(|failure| failure.error(client, name))?;
     let by = Instant::now() + client.config.request_timeout;
     loop {
@@ -159,14 +166,23 @@ pub(crate) async fn describe(client: &Client, topic: TopicName) -> Result<TopicD
         .zip(bounds)
         .map(|(partition, (first, next))| PartitionDescription::new(partition, first, next))
         .collect();
-    Ok(TopicDescription::new(topic, info.id.map(TopicId::new), partitions))
+    Ok(TopicDescription::new(
+        topic,
+        info.id.map(TopicId::new),
+        partitions,
+    ))
 }
 
-pub(crate) async fn committed(client: &Arc<Client>, request: &CommittedRequest) -> Result<Vec<CommittedPosition>> {
+pub(crate) async fn committed(
+    client: &Arc<Client>,
+    request: &CommittedRequest,
+) -> Result<Vec<CommittedPosition>> {
     let topic = request.topic.as_str();
     let info = match watch::ask(client, topic, client.config.request_timeout).await {
         Ok(info) => info,
-        Err(error) if error.kind() == ErrorKind::TopicNotFound => return Err(topic_not_found(&request.topic)),
+        Err(error) if error.kind() == ErrorKind::TopicNotFound => {
+            return Err(topic_not_found(&request.topic));
+        }
         Err(error) => return Err(error),
     };
     let partitions: Vec<u32> = (0..info.partitions).collect();
@@ -195,7 +211,9 @@ fn check_count(partitions: u32) -> Result<i32> {
 
 fn options(client: &Client) -> AdminOptions {
     let limit = Some(client.config.request_timeout);
-    AdminOptions::new().request_timeout(limit).operation_timeout(limit)
+    AdminOptions::new()
+        .request_timeout(limit)
+        .operation_timeout(limit)
 }
 
 /// Tells apart what failed for one topic and what failed altogether.
