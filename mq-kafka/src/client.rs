@@ -505,7 +505,8 @@ pub(crate) fn drop_last<T>(mut client: Arc<T>) {
             Ok(last) => return drop(last),
             Err(shared) => client = shared,
         }
-        std::thread::sleep(Duration::from_millis(5));
+        // A thread of the driver's own; nothing tells when the last holder lets go.
+        std::thread::park_timeout(Duration::from_millis(5));
     }
 }
 

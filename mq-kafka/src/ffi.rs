@@ -146,9 +146,10 @@ impl RawBatch<'_> {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = RawMessage<'_>> {
-        // SAFETY: the messages are valid until `drop` destroys them.
-        self.messages.iter().map(|message| RawMessage {
-            message: unsafe { &**message },
+        self.messages.iter().map(|message| {
+            // SAFETY: the messages are valid until `drop` destroys them.
+            let message = unsafe { &**message };
+            RawMessage { message }
         })
     }
 }

@@ -54,9 +54,11 @@ impl Stored {
                 Some(("t", id)) => stored.topic_id = Some(id.to_owned()),
                 Some(("s", state)) => stored.open = state == "o",
                 Some(("a", list)) => {
-                    stored.acked_above = ranges(position, list).ok_or_else(|| broken("a"))?
+                    stored.acked_above = ranges(position, list).ok_or_else(|| broken("a"))?;
                 }
-                Some(("n", list)) => stored.attempts = attempts(position, list).ok_or_else(|| broken("n"))?,
+                Some(("n", list)) => {
+                    stored.attempts = attempts(position, list).ok_or_else(|| broken("n"))?;
+                }
                 _ => stored.unknown.push(field.to_owned()),
             }
         }

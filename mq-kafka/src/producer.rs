@@ -146,7 +146,7 @@ impl KafkaProducer {
                 broken.stop.store(true, Ordering::Release);
             }
             Err(error) => {
-                tracing::warn!(topic = %self.topic, %error, "the kafka producer cannot be replaced")
+                tracing::warn!(topic = %self.topic, %error, "the kafka producer cannot be replaced");
             }
         }
     }

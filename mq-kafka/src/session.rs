@@ -204,7 +204,7 @@ impl Session {
                 // The watch tells of it.
                 ErrorKind::TopicNotFound => {}
                 _ => {
-                    tracing::debug!(topic = %member.topic, error = %trouble, "taking partitions over is tried again")
+                    tracing::debug!(topic = %member.topic, error = %trouble, "taking partitions over is tried again");
                 }
             }
             if member

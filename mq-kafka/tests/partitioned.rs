@@ -1,6 +1,8 @@
 //! Producer, consumer and topics on a real broker, through the driver traits. One broker serves the whole file: a JVM is
 //! slow to start.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod support;
 
 use std::time::Duration;
