@@ -342,7 +342,6 @@ async fn foreign_topics_with_other_names_can_be_opened(kafka: &Kafka) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::print_stderr, reason = "says which case it is that hangs")]
 async fn the_driver_keeps_its_promises_on_a_real_broker() {
     let kafka = KafkaOptions::new().start().unwrap();
     macro_rules! all {
