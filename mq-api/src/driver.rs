@@ -31,13 +31,14 @@ pub use self::{
         FetchRequest, Fetched, Prefetch, ProducerRequest, SendWindow, Subscription,
     },
     send_batch::{SendBatch, SendStatus},
+    slots::Wakes,
 };
 pub(crate) use self::{
     send_batch::{BatchOwner, Landed, Run, Runs, Ticket},
-    slots::{Slots, Wakes, recycle},
+    slots::{Slots, recycle},
 };
 use crate::{
-    Capabilities, Error, Offset, Position, Result, Timestamp, TopicDescription, TopicName, TopicSpec,
+    Capabilities, Error, Message, Offset, Position, Result, Timestamp, TopicDescription, TopicName, TopicSpec,
 };
 
 /// Opens what a connection to one backend offers.
@@ -98,6 +99,20 @@ pub trait Producer: Debug + Send + Sync + 'static {
     /// called from any thread; the caller holds no lock. A message whose deadline passes before
     /// [`SendBatch::begin_io`] is settled by the portable layer and must then be skipped.
     fn send(&self, batch: SendBatch);
+
+    /// Stores one message at once and returns its offset, where the backend tells; or returns the message as it is, which
+    /// then comes through [`send`](Self::send).
+    ///
+    /// It is for a backend within this process, which needs no I/O and no wait for that. It is called only where
+    /// [`SendWindow::stores_now`] says so, while nothing of the partition is under way, and under a lock of the portable
+    /// layer: it takes locks of its own that nobody holds for long, and wakes nobody but through `wakes`. Every other
+    /// driver returns the message.
+    fn store_now(
+        &self,
+        partition: u32,
+        message: Message,
+        wakes: &mut Wakes,
+    ) -> Result<Option<Offset>, Message>;
 
     /// Ends the producer. The portable layer has waited for what was under way, up to its deadline; what is still
     /// unsettled settles as `Unknown`, or `NotSent` where that is sure. Idempotent.

@@ -17,7 +17,7 @@ use std::{fmt, sync::Arc};
 
 use tokio::task::coop;
 
-use self::core::{Core, Group, Refused, Taken};
+use self::core::{Core, Group, Refused, Taken, Target};
 pub use self::{options::ProducerBuilder, pending::PendingReceipt};
 use crate::{Error, ErrorKind, Message, Outcome, Receipt, Result, TopicName};
 
@@ -331,9 +331,13 @@ impl Producer {
         self.core.status()
     }
 
-    fn try_submit(&self, message: Message, one_way: bool) -> Result<PendingReceipt> {
-        let group = self.group(message, None).map_err(operation)?;
-        match self.core.submit(group, None, one_way) {
+    fn try_submit(&self, mut message: Message, one_way: bool) -> Result<PendingReceipt> {
+        let target = self.check(&mut message, None).map_err(operation)?;
+        let message = match self.core.store_now(target, message) {
+            Ok(receipt) => return Ok(PendingReceipt::new(Taken::Done(Ok(receipt)))),
+            Err(message) => message,
+        };
+        match self.core.submit(Group::of(target, message), None, one_way) {
             Ok(taken) => Ok(PendingReceipt::new(taken)),
             Err(Refused::Failed(error)) => Err(operation(error)),
             Err(Refused::Full(_)) => Err(operation(
@@ -350,24 +354,25 @@ impl Producer {
     }
 
     /// Checks a message and finds where it goes.
-    #[inline]
-    fn group(&self, mut message: Message, partition: Option<u32>) -> Result<Group> {
+    fn check(&self, message: &mut Message, partition: Option<u32>) -> Result<Target> {
         let target = match partition {
             Some(partition) => Some(self.core.explicit(partition)?),
             None => None,
         };
-        self.core.prepare(&mut message)?;
-        let target = match target {
-            Some(target) => target,
-            None => self.core.target(&message)?,
-        };
-        Ok(Group::of(target, message))
+        self.core.prepare(message)?;
+        match target {
+            Some(target) => Ok(target),
+            None => self.core.target(message),
+        }
     }
 
     /// Begins a send without waiting. It is no future of its own, so that the message is moved as little as can be.
-    fn begin(&self, message: Message, partition: Option<u32>) -> Result<Taken, Refused> {
-        let group = self.group(message, partition).map_err(Refused::Failed)?;
-        self.core.submit(group, None, false)
+    fn begin(&self, mut message: Message, partition: Option<u32>) -> Result<Taken, Refused> {
+        let target = self.check(&mut message, partition).map_err(Refused::Failed)?;
+        match self.core.store_now(target, message) {
+            Ok(receipt) => Ok(Taken::Done(Ok(receipt))),
+            Err(message) => self.core.submit(Group::of(target, message), None, false),
+        }
     }
 
     async fn outcome(&self, begun: Result<Taken, Refused>) -> Result<Receipt> {

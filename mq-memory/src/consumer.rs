@@ -209,19 +209,13 @@ impl Events for MemoryEvents {
         if signal.is_idle(self.registered.as_ref(), cx.waker()) {
             return Poll::Pending;
         }
-        let member = Arc::clone(&self.membership.member);
         loop {
-            member.signal.begin();
-            if !member.is_frozen() {
-                let (orders, mailed) = member.take_mail();
-                self.obey(&orders);
-                match mailed {
-                    Some(Mailed::Event(event)) => {
-                        self.note(&event);
-                        return Poll::Ready(Ok(event));
-                    }
-                    Some(Mailed::End(end)) => return Poll::Ready(self.end(end)),
-                    None => {}
+            self.membership.member.signal.begin();
+            if !self.membership.member.is_frozen() {
+                if self.membership.member.has_mail()
+                    && let Some(result) = self.read_mail()
+                {
+                    return Poll::Ready(result);
                 }
                 if !self.broker.faults.is_halted()
                     && let Some(event) = self.next_data()
@@ -229,7 +223,8 @@ impl Events for MemoryEvents {
                     return Poll::Ready(Ok(event));
                 }
             }
-            if member.signal.wait(&mut self.registered, cx.waker()) {
+            let signal = &self.membership.member.signal;
+            if signal.wait(&mut self.registered, cx.waker()) {
                 return Poll::Pending;
             }
         }
@@ -237,6 +232,21 @@ impl Events for MemoryEvents {
 }
 
 impl MemoryEvents {
+    /// Does what the mail asks for, and returns the event that it holds. It is apart from the polls that find no mail, which
+    /// made and dropped empty orders before: 300 instructions each.
+    #[cold]
+    fn read_mail(&mut self) -> Option<Result<Event>> {
+        let (orders, mailed) = self.membership.member.take_mail();
+        self.obey(&orders);
+        match mailed? {
+            Mailed::Event(event) => {
+                self.note(&event);
+                Some(Ok(event))
+            }
+            Mailed::End(end) => Some(self.end(end)),
+        }
+    }
+
     fn next_data(&mut self) -> Option<Event> {
         let Self { lanes, turns, .. } = self;
         self.membership.member.signal.take(|partition| {

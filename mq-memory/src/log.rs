@@ -134,8 +134,9 @@ impl Partition {
         if tail.gone {
             return Err(Gone);
         }
-        // One clock read for all of them. It may step back; the order of append times must not.
-        let now = Timestamp::now().max(tail.last_append);
+        // One clock read for all of them. It may step back; the order of append times must not. The tick is exact enough
+        // for a time in milliseconds and saves 40 ns a message that is sent alone.
+        let now = Timestamp::recent().max(tail.last_append);
         tail.last_append = now;
         let first = tail.next;
         for message in messages {
@@ -147,6 +148,23 @@ impl Partition {
             watcher.news(self.index, wakes);
         }
         Ok(first..next)
+    }
+
+    /// Appends one message as [`append`](Self::append) does; returns it where the topic is gone.
+    pub(crate) fn append_one(&self, message: Message, wakes: &mut Wakes) -> Result<Offset, Message> {
+        let mut tail = lock(&self.tail);
+        if tail.gone {
+            return Err(message);
+        }
+        let now = Timestamp::recent().max(tail.last_append);
+        tail.last_append = now;
+        let offset = tail.next;
+        self.push(&mut tail, message, now);
+        self.end.store(offset + 1, Ordering::Release);
+        for (_, watcher) in &tail.watchers {
+            watcher.news(self.index, wakes);
+        }
+        Ok(offset)
     }
 
     /// Moves a cursor over what is there, within one segment and the bounds; one record may weigh more.

@@ -186,6 +186,12 @@ impl Member {
         });
     }
 
+    /// Tells whether there is mail, without writing.
+    #[inline]
+    pub(crate) fn has_mail(&self) -> bool {
+        self.has_mail.load(Ordering::Acquire)
+    }
+
     /// Takes orders and the next event out. Called by the event stream only.
     pub(crate) fn take_mail(&self) -> (Orders, Option<Mailed>) {
         if !self.has_mail.load(Ordering::Acquire) {

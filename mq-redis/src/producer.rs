@@ -12,8 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use mq_api::{
-    Due, Error, Outcome, Result, Timestamp, TopicName,
-    driver::{self, ProducerRequest, SendBatch, SendWindow, invalid_partition, topic_not_found},
+    Due, Error, Message, Offset, Outcome, Result, Timestamp, TopicName,
+    driver::{self, ProducerRequest, SendBatch, SendWindow, Wakes, invalid_partition, topic_not_found},
 };
 use redis::Cmd;
 use tokio::{sync::Notify, sync::watch, task::AbortHandle};
@@ -478,6 +478,10 @@ impl driver::Producer for RedisProducer {
                 batch.fail_all(&error);
             }
         }
+    }
+
+    fn store_now(&self, _: u32, message: Message, _: &mut Wakes) -> Result<Option<Offset>, Message> {
+        Err(message)
     }
 
     async fn close(&self) -> Result<()> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mq_api::{
-    Result,
-    driver::{Producer, SendBatch, SendWindow},
+    Message, Offset, Result,
+    driver::{Producer, SendBatch, SendWindow, Wakes},
 };
 use tokio::sync::watch;
 
@@ -35,6 +35,10 @@ impl Producer for TweakedProducer {
     }
     fn send(&self, batch: SendBatch) {
         self.tweak.send(&self.scope, &self.inner, batch);
+    }
+    // What a tweak does to sends is to concern every message.
+    fn store_now(&self, _: u32, message: Message, _: &mut Wakes) -> Result<Option<Offset>, Message> {
+        Err(message)
     }
     async fn close(&self) -> Result<()> {
         self.tweak.close_producer(&self.scope, &*self.inner).await

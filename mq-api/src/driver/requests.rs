@@ -36,6 +36,8 @@ pub struct SendWindow {
     pub batch_messages: usize,
     /// The most bytes in one batch, by [`Message::weight`](crate::Message::weight); one message may be larger.
     pub batch_bytes: usize,
+    /// Whether [`Producer::store_now`](super::Producer::store_now) is worth a call.
+    pub stores_now: bool,
 }
 
 impl SendWindow {
@@ -46,7 +48,15 @@ impl SendWindow {
             batches_per_partition,
             batch_messages,
             batch_bytes,
+            stores_now: false,
         }
+    }
+
+    /// Says that messages may be stored within the call.
+    #[must_use]
+    pub fn with_store_now(mut self) -> Self {
+        self.stores_now = true;
+        self
     }
 }
 

@@ -509,25 +509,59 @@ fn taint(error: Error, tainted: bool) -> Error {
 }
 
 /// Collects wakers under a lock, to wake them outside it.
-#[derive(Default)]
-pub(crate) struct Wakes(SmallVec<[Waker; 4]>);
+///
+/// As a rule there is none, or one: that costs a comparison, where a list cost 40 instructions a message.
+#[derive(Debug, Default)]
+pub struct Wakes {
+    first: Option<Waker>,
+    more: Vec<Waker>,
+}
 
 impl Wakes {
     pub(crate) fn new() -> Self {
         Self::default()
     }
 
+    /// Adds a waker.
+    #[inline]
+    pub fn add(&mut self, waker: Waker) {
+        if self.first.is_none() {
+            self.first = Some(waker);
+        } else {
+            self.more.push(waker);
+        }
+    }
+
+    /// Moves the wakers of another collection here.
+    #[inline]
+    pub fn append(&mut self, other: &mut Self) {
+        if let Some(first) = other.first.take() {
+            self.add(first);
+            self.more.append(&mut other.more);
+        }
+    }
+
     pub(crate) fn extend(&mut self, waker: Option<Waker>) {
-        self.0.extend(waker);
+        if let Some(waker) = waker {
+            self.add(waker);
+        }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Tells whether there is none.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
     }
 
-    pub(crate) fn wake_all(self) {
-        for waker in self.0 {
-            waker.wake();
+    /// Wakes all of them.
+    #[inline]
+    pub fn wake_all(self) {
+        if let Some(first) = self.first {
+            first.wake();
+            for waker in self.more {
+                waker.wake();
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Error, Message, MessageLimits, Receipt, Result, TopicName,
     close_once::CloseOnce,
-    driver::{self, BatchOwner, Run, Runs, SendBatch, SendWindow, Slots, Ticket, invalid_partition},
+    driver::{self, BatchOwner, Run, Runs, SendBatch, SendWindow, Slots, Ticket, Wakes, invalid_partition},
     mq::MqInner,
 };
 
@@ -113,6 +113,41 @@ impl Core {
             notify: Notify::new(),
             close: CloseOnce::new(),
         })
+    }
+
+    /// Stores a message within the call, where the driver can and nothing is before it; else returns it. All that it costs
+    /// here is the lock, once: no slots, no batch, no deadline.
+    pub(super) fn store_now(&self, target: Target, message: Message) -> Result<Receipt, Message> {
+        if !self.window.stores_now {
+            return Err(message);
+        }
+        let mut wakes = Wakes::new();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.check_open().is_err()
+            || !state.has_room(1, message.weight(), &self.options, &self.client.budget)
+        {
+            return Err(message);
+        }
+        let partition = match target {
+            Target::Partition(partition) | Target::Chosen(partition) => partition,
+            Target::Any => state.sticky(),
+        };
+        let seq = state.next_seq(1);
+        let lane = state.lanes.get_mut(partition as usize);
+        let Some(lane) = lane.filter(|lane| lane.is_idle(&self.window)) else {
+            return Err(message);
+        };
+        let offset = self.driver.store_now(partition, message, &mut wakes)?;
+        lane.stored_now(seq);
+        state.counters.sent += 1;
+        if target == Target::Any {
+            state.stick(1);
+        }
+        state.unstick(partition);
+        drop(guard);
+        wakes.wake_all();
+        Ok(Receipt::new(partition, offset))
     }
 
     /// Takes messages: straight to the driver where nothing is before them, else into their lane.

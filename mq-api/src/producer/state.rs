@@ -134,6 +134,11 @@ impl State {
         (partition, count)
     }
 
+    /// Returns the partition that the next message without a key goes to.
+    pub(super) fn sticky(&self) -> u32 {
+        self.sticky.partition
+    }
+
     /// Moves on to the next partition that is not failing, once a batch of the present one is sealed.
     pub(super) fn unstick(&mut self, sealed: u32) {
         let count = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);

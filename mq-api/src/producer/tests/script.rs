@@ -13,11 +13,11 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use crate::{
-    Capabilities, ClientOptions, Error, ErrorKind, Mq, Outcome, Producer, ProducerBuilder, Result, Support,
-    TopicDescription, TopicName, TopicSpec,
+    Capabilities, ClientOptions, Error, ErrorKind, Message, Mq, Offset, Outcome, Producer, ProducerBuilder,
+    Result, Support, TopicDescription, TopicName, TopicSpec,
     driver::{
         self, CommittedPosition, CommittedRequest, Events, ProducerRequest, QueueConsumer, SendBatch,
-        SendWindow, Subscription,
+        SendWindow, Subscription, Wakes,
     },
     producer::core::Core,
 };
@@ -229,6 +229,10 @@ impl driver::Producer for Script {
 
     fn window(&self) -> SendWindow {
         self.0.window
+    }
+
+    fn store_now(&self, _: u32, message: Message, _: &mut Wakes) -> Result<Option<Offset>, Message> {
+        Err(message)
     }
 
     fn send(&self, batch: SendBatch) {
