@@ -2,5 +2,7 @@
 
 pub mod core;
 pub mod payload;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod rounds;
 pub mod table;
