@@ -51,17 +51,13 @@ return math.max(0, math.ceil(tonumber(next[2]) - now))";
 const MOVE_AT_ONCE: usize = 200;
 
 /// Makes the command that stores a delayed message.
-pub(crate) fn store(stream: &str, delayed: &str, message: &Message, stamp: Timestamp, due: Timestamp) -> Cmd {
-    let mut fields = Cmd::new();
-    encode(&mut fields, message, stamp);
+pub(crate) fn store(stream: &str, delayed: &str, message: &Message, stamp: &str, due: Timestamp) -> Cmd {
     let mut element = format!("mq1 {:016x} ", fastrand::u64(..)).into_bytes();
-    for field in fields.args_iter() {
-        if let redis::Arg::Simple(bytes) = field {
-            // Writing to a vector cannot fail.
-            let _ = write!(element, "{}:", bytes.len());
-            element.extend_from_slice(bytes);
-        }
-    }
+    encode(message, stamp, |field| {
+        // Writing to a vector cannot fail.
+        let _ = write!(element, "{}:", field.len());
+        element.extend_from_slice(field);
+    });
     let mut cmd = redis::cmd("EVAL");
     cmd.arg(STORE)
         .arg(2)
@@ -93,13 +89,7 @@ mod tests {
     #[test]
     fn version_one_of_a_delayed_message_is_frozen() {
         let message = Message::new("paid: now").with_key("k");
-        let cmd = store(
-            "s",
-            "d",
-            &message,
-            Timestamp::from_millis(7),
-            Timestamp::from_millis(9),
-        );
+        let cmd = store("s", "d", &message, "7", Timestamp::from_millis(9));
         let args: Vec<Vec<u8>> = cmd
             .args_iter()
             .filter_map(|arg| match arg {

@@ -10,7 +10,6 @@
 
 use bytes::Bytes;
 use mq_api::{Message, Offset, Result, Timestamp, driver::Record};
-use redis::Cmd;
 
 use crate::{error, resp::Reply};
 
@@ -139,26 +138,39 @@ impl Entry {
     }
 }
 
-/// Writes the fields of a message.
-pub(crate) fn encode(cmd: &mut Cmd, message: &Message, stamp: Timestamp) {
-    cmd.arg(VERSION_FIELD).arg(stamp.as_millis());
+/// Counts the fields of a message, names and values.
+pub(crate) fn field_count(message: &Message) -> usize {
+    let optional = usize::from(message.key().is_some())
+        + usize::from(message.payload().is_some())
+        + usize::from(message.id().is_some())
+        + usize::from(message.timestamp().is_some());
+    2 * (1 + optional + message.headers().len())
+}
+
+/// Writes the fields of a message, names and values in turn.
+pub(crate) fn encode(message: &Message, stamp: &str, mut field: impl FnMut(&[u8])) {
+    field(VERSION_FIELD);
+    field(stamp.as_bytes());
     if let Some(key) = message.key() {
-        cmd.arg("key").arg(&key[..]);
+        field(b"key");
+        field(key);
     }
     if let Some(payload) = message.payload() {
-        cmd.arg("payload").arg(&payload[..]);
+        field(b"payload");
+        field(payload);
     }
     if let Some(id) = message.id() {
-        cmd.arg("id").arg(id);
+        field(b"id");
+        field(id.as_bytes());
     }
     if let Some(timestamp) = message.timestamp() {
-        cmd.arg("ts").arg(timestamp.as_millis());
+        field(b"ts");
+        field(timestamp.as_millis().to_string().as_bytes());
     }
     for header in message.headers().iter() {
-        match header.value() {
-            Some(value) => cmd.arg(format!("h:{}", header.name())).arg(&value[..]),
-            None => cmd.arg(format!("n:{}", header.name())).arg(""),
-        };
+        let mark = if header.value().is_some() { "h" } else { "n" };
+        field(format!("{mark}:{}", header.name()).as_bytes());
+        field(header.value().map_or(b"", |value| &value[..]));
     }
 }
 
@@ -257,14 +269,12 @@ mod tests {
     }
 
     fn written(message: &Message) -> Vec<String> {
-        let mut cmd = Cmd::new();
-        encode(&mut cmd, message, Timestamp::from_millis(1_789_560_000_000));
-        cmd.args_iter()
-            .map(|arg| match arg {
-                redis::Arg::Simple(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
-                _ => panic!("no such argument is written"),
-            })
-            .collect()
+        let mut fields = Vec::new();
+        encode(message, "1789560000000", |field| {
+            fields.push(String::from_utf8(field.to_vec()).unwrap());
+        });
+        assert_eq!(fields.len(), field_count(message));
+        fields
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Conn {
     }
 
     async fn handshake(config: &RedisConfig) -> Result<Self> {
-        let stream = dial(config).await?;
+        let stream = dial(config).await?.stream;
         let stream = Guarded::new(stream, Limits::new(config.max_bulk));
         let options = AsyncConnectionConfig::new()
             .set_response_timeout(None)

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt,
+    io::Write,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,12 +16,15 @@ use mq_api::{
     Due, Error, Message, Offset, Outcome, Result, Timestamp, TopicName,
     driver::{self, ProducerRequest, SendBatch, SendWindow, Wakes, invalid_partition, topic_not_found},
 };
-use redis::Cmd;
-use tokio::{sync::Notify, sync::watch, task::AbortHandle};
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, watch},
+    task::AbortHandle,
+};
 
 use crate::{
     delay, error,
-    format::{EntryId, encode},
+    format::{EntryId, encode, field_count},
     link::Backoff,
     raw::RawConn,
     resp::Reply,
@@ -32,6 +36,8 @@ use crate::{
 const MOST_IN_FLIGHT: usize = 8 * 1024;
 /// How many bytes are packed ahead of the socket: enough to keep it busy, little enough to know what has not left.
 const MOST_PACKED: u64 = 1024 * 1024;
+/// How many batches of a partition are under way: while one is answered, the next gathers.
+const BATCHES: usize = 2;
 
 /// Sends for every producer of a client.
 pub(crate) struct Sender {
@@ -45,6 +51,7 @@ pub(crate) struct Sender {
 struct Queue {
     /// Bounded by the window that each producer declares.
     waiting: VecDeque<Job>,
+    wire: Option<Wire>,
     task: Option<AbortHandle>,
     closed: bool,
 }
@@ -63,22 +70,34 @@ struct Route {
     delay_key: String,
 }
 
+/// What is under way on the connection. Whoever sends writes to the socket at once; only what it does not take is left
+/// to the task.
+struct Wire {
+    /// None where the connection is encrypted: then the task alone writes.
+    socket: Option<Arc<TcpStream>>,
+    flights: VecDeque<Flight>,
+    in_flight: usize,
+    output: Vec<u8>,
+    /// Where in the connection's life `output` begins, and how much has left.
+    queued: u64,
+    written: u64,
+}
+
 /// What was packed of one batch, in order.
 struct Flight {
     batch: SendBatch,
     route: Arc<Route>,
     /// For each command: the message, and where its bytes begin in the connection's life.
-    commands: VecDeque<(usize, u64)>,
+    commands: Vec<(usize, u64)>,
+    answers: Vec<Answer>,
     packed_at: Instant,
-    offsets: Offsets,
 }
 
-/// Offsets as they come, settled together where they are dense.
-#[derive(Default)]
-struct Offsets {
-    first: Option<u64>,
-    count: u64,
-    settled: bool,
+enum Answer {
+    Stored(Option<u64>),
+    Delayed,
+    Gone,
+    Refused(String),
 }
 
 impl Sender {
@@ -108,44 +127,77 @@ impl Sender {
     }
 
     fn send(&self, job: Job) {
-        let mut queue = self.lock();
-        if queue.closed {
-            drop(queue);
-            job.batch
-                .fail_all(&Error::closed("connection").with_outcome(Outcome::NotSent));
-            return;
+        let left_over = {
+            let mut queue = self.lock();
+            if queue.closed {
+                drop(queue);
+                job.batch
+                    .fail_all(&Error::closed("connection").with_outcome(Outcome::NotSent));
+                return;
+            }
+            queue.waiting.push_back(job);
+            self.push(&mut queue)
+        };
+        if left_over {
+            self.arrived.notify_one();
         }
-        queue.waiting.push_back(job);
-        drop(queue);
-        self.arrived.notify_one();
+    }
+
+    /// Packs and writes what there is room for; returns whether the task has to go on with it.
+    fn push(&self, queue: &mut Queue) -> bool {
+        let Queue { waiting, wire, .. } = queue;
+        let Some(wire) = wire else { return true };
+        pack(waiting, wire, self.shared.clock.now());
+        !wire.write()
     }
 
     /// Ends the task; what was not sent is told so.
     pub(crate) fn close(&self) {
-        let waiting = {
+        let (waiting, wire) = {
             let mut queue = self.lock();
             queue.closed = true;
             if let Some(task) = queue.task.take() {
                 task.abort();
             }
-            std::mem::take(&mut queue.waiting)
+            (std::mem::take(&mut queue.waiting), queue.wire.take())
         };
         drop(waiting);
+        if let Some(wire) = wire {
+            settle_broken(self, wire, &Error::closed("connection"));
+        }
     }
 }
 
-/// Holds the connection and what is under way on it.
-struct Wire {
-    conn: RawConn,
-    flights: VecDeque<Flight>,
-    in_flight: usize,
+impl Wire {
+    /// Writes as much as the socket takes; returns whether that is all.
+    fn write(&mut self) -> bool {
+        let Some(socket) = &self.socket else {
+            return self.output.is_empty();
+        };
+        let mut gone = 0;
+        while let Some(rest) = self.output.get(gone..).filter(|rest| !rest.is_empty()) {
+            match socket.try_write(rest) {
+                Ok(0) => break,
+                Ok(count) => gone += count,
+                // What is wrong with it, the task that reads it will say.
+                Err(_) => break,
+            }
+        }
+        self.written += gone as u64;
+        if gone == self.output.len() {
+            self.output.clear();
+        } else {
+            self.output.drain(..gone);
+        }
+        self.output.is_empty()
+    }
 }
 
 async fn send_on(sender: Arc<Sender>) {
     let mut backoff = Backoff::new();
     loop {
         wait_for_work(&sender).await;
-        let conn = match RawConn::open(&sender.shared.config).await {
+        let mut conn = match RawConn::open(&sender.shared.config).await {
             Ok(conn) => conn,
             Err(error) => {
                 give_up(&sender, &error);
@@ -153,14 +205,20 @@ async fn send_on(sender: Arc<Sender>) {
                 continue;
             }
         };
-        let mut wire = Wire {
-            conn,
+        sender.lock().wire = Some(Wire {
+            socket: conn.socket().cloned(),
             flights: VecDeque::new(),
             in_flight: 0,
-        };
-        let error = exchange(&sender, &mut wire, &mut backoff).await;
+            output: Vec::new(),
+            queued: conn.written(),
+            written: conn.written(),
+        });
+        let error = exchange(&sender, &mut conn, &mut backoff).await;
         tracing::debug!(%error, "the connection for sending ended");
-        settle_broken(wire, &error);
+        let wire = sender.lock().wire.take();
+        if let Some(wire) = wire {
+            settle_broken(&sender, wire, &error);
+        }
         tokio::time::sleep(backoff.pause()).await;
     }
 }
@@ -197,87 +255,132 @@ fn give_up(sender: &Sender, error: &Error) {
     }
 }
 
-/// Sends and settles until the connection breaks.
-async fn exchange(sender: &Arc<Sender>, wire: &mut Wire, backoff: &mut Backoff) -> Error {
+/// Writes what senders could not, and settles what is answered, until the connection breaks.
+async fn exchange(sender: &Arc<Sender>, conn: &mut RawConn, backoff: &mut Backoff) -> Error {
     let limit = sender.shared.config.request_timeout;
+    let socket = conn.socket().cloned();
+    let mut look = tokio::time::interval((limit / 8).max(Duration::from_millis(10)));
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        pack(sender, wire);
-        let oldest = wire.flights.front().map(|flight| flight.packed_at);
+        let stuck = {
+            let mut queue = sender.lock();
+            let stuck = sender.push(&mut queue);
+            if let Some(wire) = &mut queue.wire
+                && wire.socket.is_none()
+            {
+                wire.written = conn.written();
+                if !wire.output.is_empty() {
+                    conn.queue_bytes(std::mem::take(&mut wire.output));
+                }
+            }
+            stuck
+        };
         tokio::select! {
             biased;
-            reply = wire.conn.reply() => match reply {
-                Ok(reply) => {
+            replies = conn.replies() => match replies {
+                Ok(replies) => {
                     backoff.reset();
-                    if let Err(error) = settle(sender, wire, reply) {
+                    if let Err(error) = answered(sender, replies) {
                         return error;
                     }
                 }
                 Err(error) => return error,
             },
             () = sender.arrived.notified() => {}
-            () = expire(oldest, limit) => return Error::timeout("a send", limit),
+            result = writable(socket.as_deref()), if stuck && socket.is_some() => {
+                if let Err(error) = result {
+                    return error::from_io(&sender.shared.config.address(), &error);
+                }
+            }
+            _ = look.tick() => {
+                let late = sender.lock().wire.as_ref().is_some_and(|wire| {
+                    wire.flights.front().is_some_and(|flight| flight.packed_at.elapsed() > limit)
+                });
+                if late {
+                    return Error::timeout("a send", limit);
+                }
+            }
+        }
+        if socket.is_none()
+            && let Some(wire) = &mut sender.lock().wire
+        {
+            wire.written = conn.written();
         }
     }
 }
 
-async fn expire(oldest: Option<Instant>, limit: Duration) {
-    match oldest {
-        Some(oldest) => tokio::time::sleep_until((oldest + limit).into()).await,
+async fn writable(socket: Option<&TcpStream>) -> std::io::Result<()> {
+    match socket {
+        Some(socket) => socket.writable().await,
         None => std::future::pending().await,
     }
 }
 
 /// Packs what waits, as much as may be under way.
-fn pack(sender: &Sender, wire: &mut Wire) {
-    let mut bytes = Vec::new();
-    let base = wire.conn.queued();
-    let stamp = sender.shared.clock.now();
-    while wire.in_flight < MOST_IN_FLIGHT && base + bytes.len() as u64 - wire.conn.written() < MOST_PACKED {
-        let Some(job) = sender.lock().waiting.pop_front() else {
+fn pack(waiting: &mut VecDeque<Job>, wire: &mut Wire, now: Timestamp) {
+    let stamp = now.as_millis().to_string();
+    while wire.in_flight < MOST_IN_FLIGHT && wire.queued - wire.written < MOST_PACKED {
+        let Some(Job { batch, route }) = waiting.pop_front() else {
             break;
         };
-        let mut commands = VecDeque::with_capacity(job.batch.len());
-        for (index, message) in job.batch.messages().iter().enumerate() {
-            if !job.batch.begin_one(index) {
+        let begun = batch.begin_io(0..batch.len());
+        let before = wire.output.len();
+        let mut commands = Vec::with_capacity(batch.len());
+        for (index, message) in batch.messages().iter().enumerate() {
+            // Those that were given up meanwhile are skipped.
+            if !begun && !batch.begin_one(index) {
                 continue;
             }
-            commands.push_back((index, base + bytes.len() as u64));
+            let begins = wire.queued + (wire.output.len() - before) as u64;
+            commands.push((index, begins));
             match message.due() {
-                None => {
-                    let mut cmd = Cmd::with_capacity(
-                        12 + 2 * message.headers().len(),
-                        64 + job.route.key.len() + message.weight(),
-                    );
-                    cmd.arg("XADD").arg(&job.route.key).arg("NOMKSTREAM").arg("0-*");
-                    encode(&mut cmd, message, stamp);
-                    cmd.write_packed_command(&mut bytes);
-                }
+                None => pack_add(&mut wire.output, &route.key, message, &stamp),
                 Some(due) => {
-                    delay::store(
-                        &job.route.key,
-                        &job.route.delay_key,
-                        message,
-                        stamp,
-                        due_at(due, stamp),
-                    )
-                    .write_packed_command(&mut bytes);
+                    let due = due_at(due, now);
+                    delay::store(&route.key, &route.delay_key, message, &stamp, due)
+                        .write_packed_command(&mut wire.output);
                 }
             }
         }
+        wire.queued += (wire.output.len() - before) as u64;
         if commands.is_empty() {
             continue;
         }
         wire.in_flight += commands.len();
         wire.flights.push_back(Flight {
-            batch: job.batch,
-            route: job.route,
+            answers: Vec::with_capacity(commands.len()),
+            batch,
+            route,
             commands,
             packed_at: Instant::now(),
-            offsets: Offsets::default(),
         });
     }
-    if !bytes.is_empty() {
-        wire.conn.queue_bytes(bytes);
+}
+
+/// Packs `XADD key NOMKSTREAM 0-* field value ...` without a stop between.
+fn pack_add(output: &mut Vec<u8>, key: &str, message: &Message, stamp: &str) {
+    // Writing to a vector cannot fail.
+    let _ = write!(output, "*{}\r\n", 4 + field_count(message));
+    let mut bulk = |bytes: &[u8]| {
+        output.push(b'$');
+        push_number(output, bytes.len());
+        output.extend_from_slice(b"\r\n");
+        output.extend_from_slice(bytes);
+        output.extend_from_slice(b"\r\n");
+    };
+    bulk(b"XADD");
+    bulk(key.as_bytes());
+    bulk(b"NOMKSTREAM");
+    bulk(b"0-*");
+    encode(message, stamp, bulk);
+}
+
+fn push_number(output: &mut Vec<u8>, number: usize) {
+    match u8::try_from(number) {
+        Ok(digit @ 0..=9) => output.push(b'0' + digit),
+        _ => {
+            let _ = write!(output, "{number}");
+        }
     }
 }
 
@@ -288,95 +391,106 @@ fn due_at(due: Due, now: Timestamp) -> Timestamp {
     }
 }
 
-/// Settles the oldest command under way.
-fn settle(sender: &Sender, wire: &mut Wire, reply: Reply) -> Result<()> {
-    let Some(flight) = wire.flights.front_mut() else {
-        return Err(error::protocol("a reply that nobody asked for"));
-    };
-    let Some((index, _)) = flight.commands.pop_front() else {
-        return Err(error::protocol("a reply that nobody asked for"));
-    };
-    wire.in_flight -= 1;
-    match reply {
-        Reply::Text(id) => match EntryId::parse(&id) {
-            Some(id) => flight.stored(index, Some(id.offset())),
-            None => return Err(error::protocol("an entry id that is none")),
-        },
-        // A delayed message: its offset is not known before it is due.
-        Reply::Int(1) => {
-            let due = flight.batch.messages().get(index).and_then(mq_api::Message::due);
-            if let Some(due) = due {
-                let now = sender.shared.clock.now();
-                let after = due_at(due, now).saturating_since(now);
-                sender
-                    .upkeep
-                    .due(&flight.route.topic, flight.route.partition, after);
-            }
-            flight.stored(index, None);
+/// Takes answers in, in the order of their commands; settles batches that are complete, outside the lock.
+fn answered(sender: &Sender, replies: Vec<Reply>) -> Result<()> {
+    let mut done = Vec::new();
+    let result = {
+        let mut queue = sender.lock();
+        match &mut queue.wire {
+            Some(wire) => replies
+                .into_iter()
+                .try_for_each(|reply| wire.take(reply, &mut done)),
+            None => Err(Error::closed("connection")),
         }
-        Reply::Nil | Reply::Int(_) => {
-            let error = topic_not_found(&flight.route.topic);
-            flight.refused(index, &error);
+    };
+    for flight in done {
+        flight.settle(sender);
+    }
+    result
+}
+
+impl Wire {
+    fn take(&mut self, reply: Reply, done: &mut Vec<Flight>) -> Result<()> {
+        let flight = self
+            .flights
+            .front_mut()
+            .ok_or_else(|| error::protocol("a reply that nobody asked for"))?;
+        flight.answers.push(match reply {
+            Reply::Text(id) => match EntryId::parse(&id) {
+                Some(id) => Answer::Stored(Some(id.offset())),
+                None => return Err(error::protocol("an entry id that is none")),
+            },
+            // Its offset is not known before it is due.
+            Reply::Int(1) => Answer::Delayed,
+            Reply::Nil | Reply::Int(_) => Answer::Gone,
+            Reply::Refused(words) => Answer::Refused(words),
+            Reply::Array(_) => return Err(error::protocol("an array in answer to a send")),
+        });
+        self.in_flight -= 1;
+        if flight.answers.len() == flight.commands.len() {
+            done.extend(self.flights.pop_front());
         }
-        Reply::Refused(words) => flight.refused(index, &error::refused(&words)),
-        Reply::Array(_) => return Err(error::protocol("an array in answer to a send")),
+        Ok(())
     }
-    if flight.commands.is_empty() {
-        flight.settle_stored();
-        wire.flights.pop_front();
-    }
-    Ok(())
 }
 
 impl Flight {
-    fn stored(&mut self, index: usize, offset: Option<u64>) {
-        let offsets = &mut self.offsets;
-        let expected = offsets.first.map(|first| first + offsets.count);
-        let dense = index as u64 == offsets.count
-            && !offsets.settled
-            && offset.is_some()
-            && expected.is_none_or(|expected| Some(expected) == offset);
-        if dense {
-            offsets.first = offsets.first.or(offset);
-            offsets.count += 1;
-        } else {
-            self.settle_stored();
-            self.batch.complete_one(index, offset);
-        }
-    }
-
-    fn refused(&mut self, index: usize, error: &Error) {
-        self.settle_stored();
-        self.batch.fail(index..index + 1, error);
-    }
-
-    /// Settles what has gathered, and from then on each message by itself.
-    fn settle_stored(&mut self) {
-        if std::mem::replace(&mut self.offsets.settled, true) {
-            return;
-        }
-        let Some(first) = self.offsets.first else { return };
-        if self.offsets.count == self.batch.len() as u64 {
+    /// Settles what is answered.
+    fn settle(&self, sender: &Sender) {
+        if let Some(first) = self.dense() {
             self.batch.complete_all(Some(first));
             return;
         }
-        for at in 0..self.offsets.count {
-            let index = usize::try_from(at).unwrap_or(usize::MAX);
-            self.batch.complete_one(index, Some(first + at));
+        for ((index, _), answer) in self.commands.iter().zip(&self.answers) {
+            match answer {
+                Answer::Stored(offset) => self.batch.complete_one(*index, *offset),
+                Answer::Delayed => {
+                    self.tell_due(sender, *index);
+                    self.batch.complete_one(*index, None);
+                }
+                Answer::Gone => {
+                    let error = topic_not_found(&self.route.topic);
+                    self.batch.fail(*index..*index + 1, &error);
+                }
+                Answer::Refused(words) => self.batch.fail(*index..*index + 1, &error::refused(words)),
+            }
+        }
+    }
+
+    /// Returns the first offset where every message of the batch was stored right behind the one before.
+    fn dense(&self) -> Option<u64> {
+        let Some(Answer::Stored(Some(first))) = self.answers.first() else {
+            return None;
+        };
+        let all = self.answers.len() == self.batch.len()
+            && self.answers.iter().zip(*first..).all(
+                |(answer, expected)| matches!(answer, Answer::Stored(Some(offset)) if *offset == expected),
+            );
+        all.then_some(*first)
+    }
+
+    fn tell_due(&self, sender: &Sender, index: usize) {
+        if let Some(due) = self.batch.messages().get(index).and_then(Message::due) {
+            let now = sender.shared.clock.now();
+            let after = due_at(due, now).saturating_since(now);
+            sender.upkeep.due(&self.route.topic, self.route.partition, after);
         }
     }
 }
 
 /// What has left may be stored; what has not is not.
-fn settle_broken(wire: Wire, error: &Error) {
-    let written = wire.conn.written();
+fn settle_broken(sender: &Sender, wire: Wire, error: &Error) {
     let not_sent = error.clone().with_outcome(Outcome::NotSent);
     let unknown = error.clone().with_outcome(Outcome::Unknown);
-    for mut flight in wire.flights {
-        flight.settle_stored();
-        for (index, begins) in std::mem::take(&mut flight.commands) {
-            let error = if begins >= written { &not_sent } else { &unknown };
-            flight.batch.fail(index..index + 1, error);
+    for flight in wire.flights {
+        flight.settle(sender);
+        for (index, begins) in flight.commands.iter().skip(flight.answers.len()) {
+            let error = if *begins >= wire.written {
+                &not_sent
+            } else {
+                &unknown
+            };
+            flight.batch.fail(*index..*index + 1, error);
         }
     }
 }
@@ -409,7 +523,7 @@ impl RedisProducer {
             routes: Mutex::new(routes(&sender.shared, &topic)),
             partitions,
             closed: AtomicBool::new(false),
-            window: SendWindow::new(4, most, 1024 * 1024),
+            window: SendWindow::new(BATCHES, most, 1024 * 1024),
             topic,
         });
         sender.upkeep.add_producer(&producer);

@@ -16,11 +16,14 @@ use std::{
 use bytes::BytesMut;
 use mq_api::{Outcome, Result};
 use redis::Cmd;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::{
+    io::{AsyncReadExt, AsyncWrite},
+    net::TcpStream,
+};
 
 use crate::{
     config::{RedisConfig, RedisProtocol},
-    dial::{Stream, dial, within},
+    dial::{Dialed, Stream, dial, within},
     error,
     guard::{Limits, Scanner},
     resp::Reply,
@@ -33,6 +36,7 @@ const READ_MOST: usize = 1024 * 1024;
 
 pub(crate) struct RawConn {
     stream: Box<dyn Stream>,
+    socket: Option<Arc<TcpStream>>,
     address: Arc<str>,
     input: BytesMut,
     scanned: usize,
@@ -41,7 +45,6 @@ pub(crate) struct RawConn {
     output: VecDeque<Vec<u8>>,
     front_written: usize,
     unflushed: bool,
-    queued: u64,
     written: u64,
     client_id: i64,
 }
@@ -55,8 +58,10 @@ impl RawConn {
     }
 
     async fn introduce(config: &RedisConfig) -> Result<Self> {
+        let Dialed { stream, socket } = dial(config).await?;
         let mut conn = Self {
-            stream: dial(config).await?,
+            stream,
+            socket,
             address: config.address().into(),
             input: BytesMut::new(),
             scanned: 0,
@@ -64,7 +69,6 @@ impl RawConn {
             output: VecDeque::new(),
             front_written: 0,
             unflushed: false,
-            queued: 0,
             written: 0,
             client_id: 0,
         };
@@ -127,18 +131,26 @@ impl RawConn {
 
     /// Takes packed commands, to be written as soon as the socket takes them.
     pub(crate) fn queue_bytes(&mut self, bytes: Vec<u8>) {
-        self.queued += bytes.len() as u64;
         self.output.push_back(bytes);
     }
 
-    /// Counts the bytes that were queued since the connection began.
-    pub(crate) fn queued(&self) -> u64 {
-        self.queued
+    /// Returns the socket, where bytes may be written to it past this.
+    pub(crate) fn socket(&self) -> Option<&Arc<TcpStream>> {
+        self.socket.as_ref()
     }
 
     /// Counts the bytes that the system has taken since the connection began.
     pub(crate) fn written(&self) -> u64 {
         self.written
+    }
+
+    /// Writes what is queued, waits for a reply, and returns all that are there. Dropping the future loses nothing.
+    pub(crate) async fn replies(&mut self) -> Result<Vec<Reply>> {
+        let mut all = vec![self.reply().await?];
+        while let Some(reply) = self.take_reply()? {
+            all.push(reply);
+        }
+        Ok(all)
     }
 
     /// Writes what is queued and returns the next reply. Dropping the future loses nothing.
