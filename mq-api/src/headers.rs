@@ -15,6 +15,18 @@ pub const RESERVED_PREFIX: &str = "mq-";
 /// Holds the headers of a message in the order in which they were added.
 ///
 /// What a foreign producer sent twice, or without a value, is kept on reading.
+///
+/// ```
+/// use mq_api::Headers;
+///
+/// let mut headers = Headers::new();
+/// headers.append("source", "checkout");
+/// headers.set("source", "import");
+/// assert_eq!(headers.text("source"), Some("import"));
+/// assert_eq!(headers.iter().next().map(|header| header.name()), Some("source"));
+/// assert_eq!(headers.remove("source").as_deref(), Some(&b"import"[..]));
+/// assert!(headers.is_empty());
+/// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers {
     entries: Vec<Header>,

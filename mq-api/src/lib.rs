@@ -1,7 +1,37 @@
 //! One message-queue API over pluggable drivers.
 //!
-//! The portable types ([`Mq`] and what it opens) hold every rule that is the same on all backends;
-//! a driver implements the small traits in [`driver`].
+//! The portable types hold every rule that is the same on all backends; a driver implements the small traits in
+//! [`driver`]. [`Mq::from_driver`] brings the two together.
+//!
+//! | type | what it does |
+//! |---|---|
+//! | [`Mq`] | one connection: manages topics, opens the others |
+//! | [`Producer`], [`Receipt`] | sends messages; says where each was stored |
+//! | [`Consumer`], [`Delivery`], [`Channel`] | takes messages as a member of a group; each is lent until it is settled |
+//! | [`Reader`], [`ReadMessage`] | reads partitions without a group |
+//! | [`Message`], [`Headers`], [`Timestamp`] | what is sent and received |
+//! | [`Capabilities`], [`Support`] | what the backend can do; the rest is refused by name |
+//! | [`Error`], [`ErrorKind`], [`Outcome`] | what went wrong, and what became of the send |
+//!
+//! ```
+//! use mq_api::{Message, Mq};
+//! use mq_memory::MemoryMq;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> mq_api::Result<()> {
+//! let mq = Mq::from_driver(MemoryMq::new());
+//! mq.create_topic("orders", 4).await?;
+//!
+//! let producer = mq.producer("orders").await?;
+//! producer.produce(Message::new("paid").with_key("user-7")).await?;
+//!
+//! let consumer = mq.consumer("orders", "billing").await?;
+//! let delivery = consumer.consume().await?;
+//! assert_eq!(delivery.payload(), b"paid");
+//! delivery.ack()?;
+//! mq.close().await?;
+//! # Ok(()) }
+//! ```
 
 pub mod assign;
 mod budget;

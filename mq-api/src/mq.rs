@@ -74,12 +74,39 @@ struct Children {
 
 impl Mq {
     /// Opens a driver with the default options.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// assert_eq!(mq.capabilities().backend, "memory");
+    /// # Ok(()) }
+    /// ```
     pub fn from_driver(driver: impl driver::Mq) -> Self {
         Self::from_driver_with(driver, ClientOptions::default())
     }
 
     /// Opens a driver. With an option out of its range every call fails with
     /// [`ErrorKind::InvalidConfig`]; ask [`ClientOptions::validate`] before.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// use std::time::Duration;
+    /// use mq_api::ClientOptions;
+    ///
+    /// let options = ClientOptions::default().with_request_timeout(Duration::from_secs(5));
+    /// let mq = Mq::from_driver_with(MemoryMq::new(), options);
+    /// mq.create_topic("orders", 4).await?;
+    /// # Ok(()) }
+    /// ```
     pub fn from_driver_with(driver: impl driver::Mq, options: ClientOptions) -> Self {
         Self {
             inner: Arc::new(MqInner {
@@ -101,6 +128,18 @@ impl Mq {
     }
 
     /// Says what the backend can do.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// assert!(mq.capabilities().delay.is_supported());
+    /// assert!(!mq.capabilities().replication.is_supported());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         self.inner.driver.capabilities()
@@ -111,6 +150,19 @@ impl Mq {
     /// # Errors
     /// [`ErrorKind::InvalidTopic`] for a name that breaks the portable rule, [`ErrorKind::InvalidPartition`] for a count
     /// out of the backend's range, [`ErrorKind::TopicExists`] where it exists with another count.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// mq.create_topic("orders", 4).await?;
+    /// mq.create_topic("orders", 4).await?; // again is fine
+    /// let error = mq.create_topic("orders", 5).await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::TopicExists);
+    /// # Ok(()) }
+    /// ```
     pub async fn create_topic(&self, name: impl AsRef<str>, partitions: u32) -> Result<()> {
         let spec = TopicSpec::new(name, partitions).map_err(|error| error.with_operation("create_topic"))?;
         self.create_topic_with(spec).await
@@ -121,6 +173,20 @@ impl Mq {
     /// # Errors
     /// As [`create_topic`](Self::create_topic); [`ErrorKind::Unsupported`] for a setting that the backend does not have,
     /// [`ErrorKind::InvalidConfig`] for one out of its range.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// use std::time::Duration;
+    /// use mq_api::TopicSpec;
+    ///
+    /// let spec = TopicSpec::new("orders", 4)?.with_retention_age(Duration::from_secs(3600));
+    /// mq.create_topic_with(spec).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn create_topic_with(&self, spec: TopicSpec) -> Result<()> {
         const OPERATION: &str = "create_topic";
         let driver = &self.inner.driver;
@@ -137,6 +203,18 @@ impl Mq {
     /// # Errors
     /// [`ErrorKind::InvalidPartition`] for a smaller count or one out of the backend's range,
     /// [`ErrorKind::TopicNotFound`], [`ErrorKind::Unsupported`].
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// mq.add_partitions("orders", 6).await?;
+    /// assert_eq!(mq.describe_topic("orders").await?.partitions.len(), 6);
+    /// # Ok(()) }
+    /// ```
     pub async fn add_partitions(&self, topic: impl AsRef<str>, partitions: u32) -> Result<()> {
         const OPERATION: &str = "add_partitions";
         let driver = &self.inner.driver;
@@ -158,11 +236,37 @@ impl Mq {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidTopic`] for a name that no topic can have, and what the backend says.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// mq.delete_topic("orders").await?;
+    /// let error = mq.describe_topic("orders").await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::TopicNotFound);
+    /// # Ok(()) }
+    /// ```
     pub async fn delete_topic(&self, topic: impl AsRef<str>) -> Result<()> {
         self.delete_topics([topic]).await.pop().unwrap_or(Ok(()))
     }
 
     /// Deletes topics; one result each, in order, so that the failure of one hides no other.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let results = mq.delete_topics(["orders", "a\0b"]).await;
+    /// assert!(results[0].is_ok());
+    /// assert_eq!(results[1].as_ref().unwrap_err().kind(), mq_api::ErrorKind::InvalidTopic);
+    /// # Ok(()) }
+    /// ```
     pub async fn delete_topics(&self, topics: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Result<()>> {
         const OPERATION: &str = "delete_topics";
         let names: Vec<Result<TopicName>> = topics
@@ -204,6 +308,17 @@ impl Mq {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the backend cannot, and what the backend says.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// assert_eq!(mq.list_topics().await?[0].as_str(), "orders");
+    /// # Ok(()) }
+    /// ```
     pub async fn list_topics(&self) -> Result<Vec<TopicName>> {
         const OPERATION: &str = "list_topics";
         let capabilities = self.capabilities();
@@ -218,6 +333,20 @@ impl Mq {
     ///
     /// # Errors
     /// [`ErrorKind::TopicNotFound`], and what the backend says.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let partition = mq.describe_topic("orders").await?.partitions[0];
+    /// assert_eq!((partition.first_offset, partition.next_offset), (0, 1));
+    /// # Ok(()) }
+    /// ```
     pub async fn describe_topic(&self, topic: impl AsRef<str>) -> Result<TopicDescription> {
         const OPERATION: &str = "describe_topic";
         let topic = existing_topic(OPERATION, topic)?;
@@ -228,6 +357,22 @@ impl Mq {
     ///
     /// # Errors
     /// [`ErrorKind::TopicNotFound`], [`ErrorKind::InvalidGroup`], and what the backend says.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// consumer.commit().await?;
+    /// assert_eq!(mq.committed("orders", "billing").await?[0].position, 1);
+    /// # Ok(()) }
+    /// ```
     pub async fn committed(
         &self,
         topic: impl AsRef<str>,
@@ -272,6 +417,20 @@ impl Mq {
     ///
     /// # Cancel safety
     /// The close goes on when this future is dropped.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let producer = mq.producer("orders").await?;
+    /// mq.close().await?;
+    /// let error = producer.produce("late").await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::Closed);
+    /// # Ok(()) }
+    /// ```
     pub async fn close(&self) -> Result<()> {
         let inner = Arc::clone(&self.inner);
         self.inner.close.run(move || inner.close_all()).await

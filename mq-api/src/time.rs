@@ -11,6 +11,16 @@ use std::{
 };
 
 /// Marks a point in time in UTC milliseconds since the epoch. Messages carry it; no duration or lease comes from it.
+///
+/// ```
+/// use std::time::Duration;
+/// use mq_api::Timestamp;
+///
+/// let begin = Timestamp::from_millis(1_700_000_000_000);
+/// let later = begin.saturating_add(Duration::from_secs(2));
+/// assert_eq!(later.saturating_since(begin), Duration::from_secs(2));
+/// assert_eq!(begin.saturating_since(later), Duration::ZERO);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
 
@@ -149,6 +159,17 @@ impl Sub<Duration> for Moment {
 }
 
 /// Reads [`Moment`]s: the machine's clock, or one that a test moves by hand.
+///
+/// ```
+/// use std::time::Duration;
+/// use mq_api::{Clock, Lease};
+///
+/// let clock = Clock::manual();
+/// let lease = Lease::new(clock.clone(), clock.now() + Duration::from_secs(10));
+/// assert!(lease.stands_at(clock.now()));
+/// clock.advance(Duration::from_secs(11));
+/// assert!(!lease.stands_at(clock.now()));
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     manual: Option<Arc<AtomicU64>>,

@@ -29,6 +29,19 @@ use crate::{
 ///
 /// Clones are one connection: closing one closes all. A broker and all that is in it lives as long as something that
 /// was opened on it.
+///
+/// ```
+/// # use mq_api::{Message, Mq};
+/// # use mq_memory::MemoryMq;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> mq_api::Result<()> {
+/// # let mq = Mq::from_driver(MemoryMq::new());
+/// mq.create_topic("orders", 4).await?;
+/// mq.producer("orders").await?.produce("paid").await?;
+/// let consumer = mq.consumer("orders", "billing").await?;
+/// assert_eq!(consumer.consume().await?.payload(), b"paid");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct MemoryMq {
     broker: Arc<Broker>,
@@ -57,6 +70,18 @@ impl MemoryMq {
     /// # Errors
     /// [`ErrorKind::InvalidConfig`](mq_api::ErrorKind::InvalidConfig) for an empty name,
     /// [`ErrorKind::Connection`](mq_api::ErrorKind::Connection) while an injected fault cuts the broker off.
+    ///
+    /// ```
+    /// # use mq_api::Mq;
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// let one = Mq::from_driver(MemoryMq::connect("shop")?);
+    /// let two = Mq::from_driver(MemoryMq::connect("shop")?);
+    /// one.create_topic("orders", 4).await?;
+    /// assert_eq!(two.describe_topic("orders").await?.partitions.len(), 4);
+    /// # Ok(()) }
+    /// ```
     pub fn connect(name: &str) -> Result<Self> {
         Self::connect_named(name, None)
     }
@@ -106,6 +131,22 @@ impl MemoryMq {
     /// # Errors
     /// [`ErrorKind::TopicNotFound`](mq_api::ErrorKind::TopicNotFound) and
     /// [`ErrorKind::InvalidPartition`](mq_api::ErrorKind::InvalidPartition).
+    ///
+    /// ```
+    /// # use mq_api::{Mq, TopicName};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// let memory = MemoryMq::new();
+    /// let mq = Mq::from_driver(memory.clone());
+    /// mq.create_topic("orders", 1).await?;
+    /// let producer = mq.producer("orders").await?;
+    /// producer.produce("a").await?;
+    /// producer.produce("b").await?;
+    /// memory.trim(&TopicName::new("orders")?, 0, 1)?;
+    /// assert_eq!(mq.describe_topic("orders").await?.partitions[0].first_offset, 1);
+    /// # Ok(()) }
+    /// ```
     pub fn trim(&self, topic: &TopicName, partition: u32, before: Offset) -> Result<()> {
         let topic = self.broker.topic(topic)?;
         topic

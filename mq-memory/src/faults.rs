@@ -105,6 +105,23 @@ impl Faults {
     }
 
     /// Fails one message: the `n`-th that is sent from now on, counted from 1 over all producers.
+    ///
+    /// ```
+    /// # use mq_api::{Mq, Outcome};
+    /// # use mq_memory::{MemoryMq, SendFault};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// faults.fail_nth_send(1, SendFault::AnswerLost);
+    /// let error = producer.produce("paid").await.unwrap_err();
+    /// assert_eq!(error.outcome(), Outcome::Unknown);
+    /// assert_eq!(mq.describe_topic("orders").await?.partitions[0].next_offset, 1); // it is there all the same
+    /// # Ok(()) }
+    /// ```
     pub fn fail_nth_send(&self, n: u64, fault: SendFault) {
         self.change(|plan| {
             let number = plan.sends.saturating_add(n.max(1));
@@ -138,6 +155,23 @@ impl Faults {
     /// Restarts the broker: as [`drop_connections`](Self::drop_connections), and a freeze or a cut is over. What was
     /// answered `Ok` is still there: messages, delayed ones too, topics, committed positions and attempts. What was
     /// not stored is gone: sends under way, memberships, leases, and what shared groups had handed out.
+    ///
+    /// ```
+    /// # use mq_api::{Mq, Outcome};
+    /// # use mq_memory::{MemoryMq, SendFault};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// producer.produce("paid").await?;
+    /// faults.restart();
+    /// let consumer = mq.consumer("orders", "billing").await?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"paid");
+    /// # Ok(()) }
+    /// ```
     pub fn restart(&self) {
         self.lose(|plan| {
             plan.frozen = None;
@@ -148,6 +182,24 @@ impl Faults {
 
     /// Cuts the broker off until [`reconnect`](Self::reconnect): sessions end, connects, calls and sends fail with
     /// `Connection`.
+    ///
+    /// ```
+    /// # use mq_api::{Mq, Outcome};
+    /// # use mq_memory::{MemoryMq, SendFault};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// faults.cut();
+    /// let error = mq.describe_topic("orders").await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::Connection);
+    /// faults.reconnect();
+    /// producer.produce("paid").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn cut(&self) {
         self.lose(|plan| {
             plan.next += 1;
@@ -181,6 +233,25 @@ impl Faults {
     }
 
     /// Freezes the broker for a while.
+    ///
+    /// ```
+    /// # use mq_api::{Mq, Outcome};
+    /// # use mq_memory::{MemoryMq, SendFault};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let begun = Instant::now();
+    /// faults.freeze_for(Duration::from_millis(20));
+    /// producer.produce("paid").await?; // waits for the thaw
+    /// assert!(begun.elapsed() >= Duration::from_millis(20));
+    /// # Ok(()) }
+    /// ```
     pub fn freeze_for(&self, time: Duration) {
         self.freeze();
         let number = lock(&self.broker.faults.plan).frozen;

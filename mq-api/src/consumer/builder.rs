@@ -116,24 +116,92 @@ impl Mq {
 impl ConsumerBuilder {
     /// Sets how the members divide the messages. Default [`Mode::Partitioned`]. A group has one mode: while members of
     /// it are open on this client, another one is [`ErrorKind::InvalidConfig`].
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// use mq_api::Mode;
+    ///
+    /// let one = mq.consumer("orders", "billing").mode(Mode::Shared).await?;
+    /// one.consume().await?.ack()?;
+    /// let other_mode = mq.consumer("orders", "billing").mode(Mode::Partitioned).await;
+    /// assert_eq!(other_mode.unwrap_err().kind(), mq_api::ErrorKind::InvalidConfig);
+    /// # Ok(()) }
+    /// ```
     pub fn mode(mut self, mode: Mode) -> Self {
         self.options.mode = mode;
         self
     }
 
     /// Sets where the group begins where it is new to the topic. Default [`Start::Earliest`].
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("old").await?;
+    /// use mq_api::Start;
+    ///
+    /// let consumer = mq.consumer("orders", "billing").start_at(Start::Latest).await?;
+    /// producer.produce("new").await?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"new");
+    /// # Ok(()) }
+    /// ```
     pub fn start_at(mut self, start: Start) -> Self {
         self.options.start = start;
         self
     }
 
     /// Sets which deliveries wait for each other. Default [`Ordering::Unordered`]. Partitioned and broadcast mode.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// use mq_api::{Backoff, Ordering};
+    ///
+    /// let builder = mq.consumer("orders", "billing").ordering(Ordering::Partition);
+    /// let consumer = builder.backoff(Backoff::NONE).await?;
+    /// consumer.consume().await?.nack()?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"a"); // `b` waits for it
+    /// # Ok(()) }
+    /// ```
     pub fn ordering(mut self, ordering: Ordering) -> Self {
         self.options.ordering = ordering;
         self
     }
 
     /// Sets how many messages of each partition are fetched ahead of hand-over, 1 to 1,000,000. Default 1000.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").prefetch(500).await?;
+    /// consumer.consume().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn prefetch(mut self, messages: usize) -> Self {
         self.options.prefetch = messages;
         self
@@ -147,6 +215,24 @@ impl ConsumerBuilder {
     }
 
     /// Sets how many messages of each partition may be handed over and not settled, 1 to 1,000,000. Default 1000.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// let consumer = mq.consumer("orders", "billing").max_unacked(1).await?;
+    /// let held = consumer.consume().await?;
+    /// assert!(consumer.try_consume()?.is_none()); // the window is full
+    /// held.ack()?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"b");
+    /// # Ok(()) }
+    /// ```
     pub fn max_unacked(mut self, messages: usize) -> Self {
         self.options.max_unacked = messages;
         self
@@ -160,6 +246,25 @@ impl ConsumerBuilder {
     }
 
     /// Sets what a message waits before it comes again after a nack or a drop. Default 100 ms, doubling to 30 s.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// use std::time::Duration;
+    /// use mq_api::Backoff;
+    ///
+    /// let pause = Backoff::fixed(Duration::from_millis(5));
+    /// let consumer = mq.consumer("orders", "billing").backoff(pause).await?;
+    /// consumer.consume().await?.nack()?;
+    /// assert_eq!(consumer.consume().await?.attempt(), 2);
+    /// # Ok(()) }
+    /// ```
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.options.backoff = backoff;
         self
@@ -167,6 +272,20 @@ impl ConsumerBuilder {
 
     /// Sets how often a message is handed over at most, at least 1; the next time it goes to the dead letters.
     /// Default: without end.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").max_attempts(5).await?;
+    /// consumer.consume().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = Some(attempts);
         self
@@ -174,12 +293,48 @@ impl ConsumerBuilder {
 
     /// Sends messages that were rejected, or have had their last attempt, to a topic. Default: they are settled,
     /// counted and logged.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("broken").await?;
+    /// use mq_api::{Backoff, DeadLetter};
+    ///
+    /// mq.create_topic("failed", 1).await?;
+    /// let builder = mq.consumer("orders", "billing").dead_letter(DeadLetter::topic("failed"));
+    /// let consumer = builder.max_attempts(1).backoff(Backoff::NONE).await?;
+    /// consumer.consume().await?.nack()?; // its only attempt
+    /// let failed = mq.consumer("failed", "inspection").await?;
+    /// # let waiting = tokio::spawn(async move { consumer.consume().await });
+    /// assert_eq!(failed.consume().await?.payload(), b"broken");
+    /// # waiting.abort();
+    /// # Ok(()) }
+    /// ```
     pub fn dead_letter(mut self, dead_letter: DeadLetter) -> Self {
         self.options.dead_letter = Some(dead_letter);
         self
     }
 
     /// Sets how long an ack waits at most before it is stored, 1 ms to 1 h. Default 200 ms.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").commit_interval(std::time::Duration::from_secs(1)).await?;
+    /// consumer.consume().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn commit_interval(mut self, interval: Duration) -> Self {
         self.options.commit_interval = interval;
         self
@@ -193,12 +348,42 @@ impl ConsumerBuilder {
 
     /// Acks each message before it is handed over: **at most once**. A message whose handling fails, or that was
     /// fetched when the process ended, does not come again.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").auto_ack().await?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"paid"); // and never again
+    /// consumer.commit().await?;
+    /// assert_eq!(consumer.lag().await?.total(), 0);
+    /// # Ok(()) }
+    /// ```
     pub fn auto_ack(mut self) -> Self {
         self.options.auto_ack = true;
         self
     }
 
     /// Sets what to do when retention has removed what was to be read next. Default: go on at the earliest.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").on_trimmed(mq_api::OnTrimmed::Error).await?;
+    /// consumer.consume().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn on_trimmed(mut self, on_trimmed: OnTrimmed) -> Self {
         self.options.on_trimmed = on_trimmed;
         self
@@ -206,6 +391,20 @@ impl ConsumerBuilder {
 
     /// Sets how long a member may be silent before others take over its partitions, 1 ms to 1 h; a backend may round
     /// it or refuse it. Default: the backend's own.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").session_timeout(std::time::Duration::from_secs(10)).await?;
+    /// consumer.consume().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn session_timeout(mut self, timeout: Duration) -> Self {
         self.options.session_timeout = Some(timeout);
         self
