@@ -212,6 +212,15 @@ impl driver::Producer for KafkaProducer {
         }
     }
 
+    fn store_now(
+        &self,
+        _: u32,
+        message: Message,
+        _: &mut driver::Wakes,
+    ) -> Result<Option<mq_api::Offset>, Message> {
+        Err(message)
+    }
+
     async fn close(&self) -> Result<()> {
         if let Some(ended) = self.end() {
             self.ended.send_replace(Some(ended));

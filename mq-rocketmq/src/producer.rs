@@ -372,6 +372,15 @@ impl driver::Producer for RocketMqProducer {
         }
     }
 
+    fn store_now(
+        &self,
+        _: u32,
+        message: Message,
+        _: &mut driver::Wakes,
+    ) -> Result<Option<mq_api::Offset>, Message> {
+        Err(message)
+    }
+
     async fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::Release);
         // What is still under way settles by itself when it is dropped.
