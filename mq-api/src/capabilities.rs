@@ -21,6 +21,12 @@ pub enum Support {
 
 impl Support {
     /// Tells whether the call is not refused.
+    ///
+    /// ```
+    /// use mq_api::Support;
+    /// assert!(Support::BestEffort.is_supported());
+    /// assert!(!Support::Unsupported.is_supported());
+    /// ```
     #[must_use]
     pub fn is_supported(self) -> bool {
         self != Self::Unsupported
@@ -97,6 +103,14 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// Declares a backend that can do nothing yet, within the portable limits.
+    ///
+    /// ```
+    /// use mq_api::{Capabilities, Support};
+    /// let mut capabilities = Capabilities::new("mine");
+    /// capabilities.partitioned = Support::Native;
+    /// assert!(capabilities.partitioned.is_supported());
+    /// assert!(!capabilities.delay.is_supported());
+    /// ```
     #[must_use]
     pub fn new(backend: &'static str) -> Self {
         Self {

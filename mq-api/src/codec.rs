@@ -25,6 +25,21 @@ pub trait Decode<T> {
 impl Message {
     /// Makes a message of a value by a codec.
     ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use mq_api::{Encode, Message};
+    /// struct Text;
+    /// impl Encode<str> for Text {
+    ///     fn encode(&self, value: &str) -> mq_api::Result<Bytes> {
+    ///         Ok(Bytes::copy_from_slice(value.as_bytes()))
+    ///     }
+    /// }
+    /// # fn main() -> mq_api::Result<()> {
+    /// let message = Message::encode(&Text, "paid")?;
+    /// assert_eq!(message.payload_or_empty(), b"paid");
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// What the codec says.
     pub fn encode<T: ?Sized>(codec: &impl Encode<T>, value: &T) -> Result<Self> {
@@ -32,6 +47,20 @@ impl Message {
     }
 
     /// Decodes the payload by a codec.
+    ///
+    /// ```
+    /// # use mq_api::{Decode, Message};
+    /// struct Text;
+    /// impl Decode<String> for Text {
+    ///     fn decode(&self, payload: &[u8]) -> mq_api::Result<String> {
+    ///         Ok(String::from_utf8_lossy(payload).into_owned())
+    ///     }
+    /// }
+    /// # fn main() -> mq_api::Result<()> {
+    /// let text: String = Message::new("paid").decode(&Text)?;
+    /// assert_eq!(text, "paid");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::InvalidMessage`] for a tombstone, and what the codec says.
@@ -125,6 +154,15 @@ mod json {
         }
 
         /// Decodes the payload as JSON.
+        ///
+        /// ```
+        /// use mq_api::Message;
+        ///
+        /// # fn main() -> mq_api::Result<()> {
+        /// assert_eq!(Message::new("[1,2]").decode_json::<Vec<u32>>()?, [1, 2]);
+        /// assert!(Message::new("paid").decode_json::<Vec<u32>>().is_err());
+        /// # Ok(()) }
+        /// ```
         ///
         /// # Errors
         /// [`ErrorKind::InvalidMessage`] where it is not JSON of that type; the error does not show the payload.

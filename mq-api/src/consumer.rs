@@ -134,12 +134,36 @@ impl Consumer {
     }
 
     /// Returns the topic.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let consumer = mq.consumer("orders", "billing").await?;
+    /// assert_eq!(consumer.topic().as_str(), "orders");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn topic(&self) -> &TopicName {
         &self.handle.member.topic
     }
 
     /// Returns the group.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let consumer = mq.consumer("orders", "billing").await?;
+    /// assert_eq!(consumer.group().as_str(), "billing");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn group(&self) -> &GroupName {
         &self.handle.member.group

@@ -60,30 +60,102 @@ impl Delivery {
     }
 
     /// Returns the payload's bytes, empty for a tombstone.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"paid");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         self.message().payload_or_empty()
     }
 
     /// Returns the key.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// producer.produce(Message::new("paid").with_key("user-7")).await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!(delivery.key().map(|key| &key[..]), Some(&b"user-7"[..]));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {
         self.message().key()
     }
 
     /// Returns the headers.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// producer.produce(Message::new("paid").with_header("source", "checkout")).await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!(delivery.headers().text("source"), Some("checkout"));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn headers(&self) -> &Headers {
         self.message().headers()
     }
 
     /// Returns the topic that the message was consumed from.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// assert_eq!(consumer.consume().await?.topic().as_str(), "orders");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn topic(&self) -> &TopicName {
         self.item.source.owner.topic()
     }
 
     /// Returns the group that consumes it.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// assert_eq!(consumer.consume().await?.group().as_str(), "billing");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn group(&self) -> &GroupName {
         self.item.source.owner.group()
@@ -112,12 +184,43 @@ impl Delivery {
     }
 
     /// Returns the offset in the partition.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// assert_eq!(consumer.consume().await?.offset(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn offset(&self) -> Offset {
         self.item.record().offset
     }
 
     /// Returns when the message was stored, by the clock that the driver's page names.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert!(delivery.timestamp() <= mq_api::Timestamp::now());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn timestamp(&self) -> Timestamp {
         self.item.record().stored_at
@@ -147,18 +250,72 @@ impl Delivery {
     }
 
     /// Returns the epoch of the tenure under which it was handed over; it grows with each owner of the partition.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!(delivery.epoch(), consumer.assignment()[0].epoch);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.item.source.assignment.epoch
     }
 
     /// Returns when it was handed over, by the clock that leases are measured by.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let first = consumer.consume().await?;
+    /// let second = consumer.consume().await?;
+    /// assert!(first.handed_over_at() <= second.handed_over_at());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn handed_over_at(&self) -> Moment {
         self.handed_over_at
     }
 
     /// Decodes the payload.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// struct Text;
+    /// impl mq_api::Decode<String> for Text {
+    ///     fn decode(&self, payload: &[u8]) -> mq_api::Result<String> {
+    ///         Ok(String::from_utf8_lossy(payload).into_owned())
+    ///     }
+    /// }
+    ///
+    /// let text: String = consumer.consume().await?.decode(&Text)?;
+    /// assert_eq!(text, "paid");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`InvalidMessage`](crate::ErrorKind::InvalidMessage) where the codec cannot; the message may then be rejected.

@@ -170,6 +170,15 @@ pub trait Reader: Debug + Send + Sync + 'static {
 }
 
 /// Makes the error of a partition that a topic does not have.
+///
+/// ```
+/// # use mq_api::{ErrorKind, TopicName, driver};
+/// # fn main() -> mq_api::Result<()> {
+/// let error = driver::invalid_partition(&TopicName::new("orders")?, 7, 4);
+/// assert_eq!(error.kind(), ErrorKind::InvalidPartition);
+/// assert!(error.context().contains("partitions 0 to 3"));
+/// # Ok(()) }
+/// ```
 #[must_use]
 pub fn invalid_partition(topic: &TopicName, partition: u32, partitions: u32) -> Error {
     Error::new(
@@ -182,6 +191,14 @@ pub fn invalid_partition(topic: &TopicName, partition: u32, partitions: u32) -> 
 }
 
 /// Makes the error of a topic that does not exist.
+///
+/// ```
+/// # use mq_api::{ErrorKind, TopicName, driver};
+/// # fn main() -> mq_api::Result<()> {
+/// let error = driver::topic_not_found(&TopicName::new("orders")?);
+/// assert_eq!(error.kind(), ErrorKind::TopicNotFound);
+/// # Ok(()) }
+/// ```
 #[must_use]
 pub fn topic_not_found(topic: &TopicName) -> Error {
     Error::new(
@@ -191,6 +208,15 @@ pub fn topic_not_found(topic: &TopicName) -> Error {
 }
 
 /// Makes the error of a topic that exists with another partition count.
+///
+/// ```
+/// # use mq_api::{ErrorKind, TopicName, driver};
+/// # fn main() -> mq_api::Result<()> {
+/// let error = driver::topic_exists(&TopicName::new("orders")?, 4, 5);
+/// assert_eq!(error.kind(), ErrorKind::TopicExists);
+/// assert!(error.context().contains("with 4 partitions"));
+/// # Ok(()) }
+/// ```
 #[must_use]
 pub fn topic_exists(topic: &TopicName, has: u32, asked: u32) -> Error {
     Error::new(

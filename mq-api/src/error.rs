@@ -79,6 +79,12 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Tells whether errors of this kind are worth trying again when nothing more is known.
+    ///
+    /// ```
+    /// use mq_api::ErrorKind;
+    /// assert!(ErrorKind::Timeout.is_retryable());
+    /// assert!(!ErrorKind::InvalidTopic.is_retryable());
+    /// ```
     #[must_use]
     pub fn is_retryable(self) -> bool {
         matches!(
@@ -88,6 +94,12 @@ impl ErrorKind {
     }
 
     /// Tells what became of a send that failed with this kind when nothing more is known.
+    ///
+    /// ```
+    /// use mq_api::{ErrorKind, Outcome};
+    /// assert_eq!(ErrorKind::Timeout.outcome(), Outcome::Unknown);
+    /// assert_eq!(ErrorKind::MessageTooLarge.outcome(), Outcome::NotSent);
+    /// ```
     #[must_use]
     pub fn outcome(self) -> Outcome {
         match self {
@@ -102,6 +114,11 @@ impl ErrorKind {
     }
 
     /// Names the kind in words.
+    ///
+    /// ```
+    /// use mq_api::ErrorKind;
+    /// assert_eq!(ErrorKind::InvalidTopic.as_str(), "invalid topic");
+    /// ```
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -177,6 +194,12 @@ struct Inner {
 
 impl Error {
     /// Makes an error of a kind with what a person needs to know: the input and the rule, or the peer and its answer.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind};
+    /// let error = Error::new(ErrorKind::Connection, "127.0.0.1:9092 refused");
+    /// assert_eq!(error.to_string(), "connection: 127.0.0.1:9092 refused");
+    /// ```
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -191,12 +214,26 @@ impl Error {
     }
 
     /// Makes the error of a call after close.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind};
+    /// let error = Error::closed("producer");
+    /// assert_eq!(error.kind(), ErrorKind::Closed);
+    /// assert_eq!(error.context(), "the producer is closed");
+    /// ```
     #[must_use]
     pub fn closed(what: &'static str) -> Self {
         Self::new(ErrorKind::Closed, format!("the {what} is closed"))
     }
 
     /// Makes the error of something that the backend cannot do.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind};
+    /// let error = Error::unsupported("mine", "seek");
+    /// assert_eq!(error.kind(), ErrorKind::Unsupported);
+    /// assert_eq!(error.context(), "the mine backend does not support seek");
+    /// ```
     #[must_use]
     pub fn unsupported(backend: &str, what: &str) -> Self {
         Self::new(
@@ -206,6 +243,14 @@ impl Error {
     }
 
     /// Makes the error of a deadline that passed.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::{Error, ErrorKind};
+    /// let error = Error::timeout("the join", Duration::from_secs(30));
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// assert_eq!(error.context(), "the join did not finish within 30s");
+    /// ```
     #[must_use]
     pub fn timeout(what: &str, after: Duration) -> Self {
         Self::new(
@@ -215,18 +260,38 @@ impl Error {
     }
 
     /// Names the operation that failed.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind};
+    /// let error = Error::new(ErrorKind::Timeout, "no answer").with_operation("produce");
+    /// assert_eq!(error.to_string(), "produce: timeout: no answer");
+    /// ```
     #[must_use]
     pub fn with_operation(self, operation: &'static str) -> Self {
         self.change(|inner| inner.operation = Some(operation))
     }
 
     /// Attaches the cause.
+    ///
+    /// ```
+    /// use std::error::Error as _;
+    /// use mq_api::{Error, ErrorKind};
+    /// let cause = std::io::Error::other("reset by peer");
+    /// let error = Error::new(ErrorKind::Connection, "the broker hung up").with_source(cause);
+    /// assert_eq!(error.source().unwrap().to_string(), "reset by peer");
+    /// ```
     #[must_use]
     pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
         self.change(|inner| inner.source = Some(Arc::new(source)))
     }
 
     /// Says what became of the send.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind, Outcome};
+    /// let error = Error::new(ErrorKind::Timeout, "no answer").with_outcome(Outcome::NotSent);
+    /// assert_eq!(error.outcome(), Outcome::NotSent);
+    /// ```
     #[must_use]
     pub fn with_outcome(self, outcome: Outcome) -> Self {
         if self.inner.outcome == outcome {
@@ -237,6 +302,12 @@ impl Error {
     }
 
     /// Says whether trying again is worth it.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind};
+    /// let error = Error::new(ErrorKind::Timeout, "no answer").with_retryable(false);
+    /// assert!(!error.is_retryable());
+    /// ```
     #[must_use]
     pub fn with_retryable(self, retryable: bool) -> Self {
         if self.inner.retryable == retryable {
@@ -247,30 +318,58 @@ impl Error {
     }
 
     /// Returns the kind.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind};
+    /// assert_eq!(Error::closed("reader").kind(), ErrorKind::Closed);
+    /// ```
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
     }
 
     /// Returns the operation that failed, where it is known.
+    ///
+    /// ```
+    /// use mq_api::Error;
+    /// assert_eq!(Error::closed("producer").with_operation("produce").operation(), Some("produce"));
+    /// assert_eq!(Error::closed("producer").operation(), None);
+    /// ```
     #[must_use]
     pub fn operation(&self) -> Option<&'static str> {
         self.inner.operation
     }
 
     /// Returns what a person needs to know.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind};
+    /// assert_eq!(Error::new(ErrorKind::Timeout, "no answer").context(), "no answer");
+    /// ```
     #[must_use]
     pub fn context(&self) -> &str {
         &self.inner.context
     }
 
     /// Tells whether the same call may succeed later without any change.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind};
+    /// assert!(Error::new(ErrorKind::Timeout, "no answer").is_retryable());
+    /// assert!(!Error::closed("producer").is_retryable());
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.inner.retryable
     }
 
     /// Tells what became of a send that failed; for other operations it says whether anything was changed.
+    ///
+    /// ```
+    /// use mq_api::{Error, ErrorKind, Outcome};
+    /// assert_eq!(Error::new(ErrorKind::Timeout, "no answer").outcome(), Outcome::Unknown);
+    /// assert_eq!(Error::closed("producer").outcome(), Outcome::NotSent);
+    /// ```
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         self.inner.outcome

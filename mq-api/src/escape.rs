@@ -45,6 +45,13 @@ impl Escaper {
     /// Makes an escaper of the ASCII characters that stay as they are beside letters and digits, the escape character,
     /// the separator, and the longest result in bytes, at least 40.
     ///
+    /// ```
+    /// use mq_api::escape::Escaper;
+    ///
+    /// const KEYS: Escaper = Escaper::new("._", '~', ':', 64);
+    /// assert_eq!(KEYS.join(&["mq", "a-b"]).name(), "mq:a~2db");
+    /// ```
+    ///
     /// # Panics
     /// Where one character has two of these meanings, or is a letter, a digit or not ASCII: a mistake in a driver, which
     /// a `const` finds when it is compiled.
@@ -78,6 +85,14 @@ impl Escaper {
     }
 
     /// Joins names. The first of them, a prefix as a rule, stays readable in a hashed result where it is short.
+    ///
+    /// ```
+    /// # use mq_api::escape::Escaper;
+    /// const KEYS: Escaper = Escaper::new("._", '~', ':', 64);
+    /// assert_eq!(KEYS.join(&["mq", "a.b", "c:d"]).name(), "mq:a.b:c~3ad");
+    /// let topic = "t".repeat(64);
+    /// assert!(KEYS.join(&["mq", &topic]).name().starts_with("mq:~h"));
+    /// ```
     #[must_use]
     pub fn join(&self, names: &[&str]) -> PhysicalName {
         let mut joined = String::with_capacity(names.iter().map(|name| name.len() + 1).sum());
@@ -109,6 +124,13 @@ impl Escaper {
     }
 
     /// Takes a name apart again; none where it is hashed or was not made by this escaper.
+    ///
+    /// ```
+    /// # use mq_api::escape::Escaper;
+    /// const KEYS: Escaper = Escaper::new("._", '~', ':', 64);
+    /// assert_eq!(KEYS.split("mq:c~3ad").unwrap(), ["mq", "c:d"]);
+    /// assert_eq!(KEYS.split("mq:~zz"), None);
+    /// ```
     #[must_use]
     pub fn split(&self, physical: &str) -> Option<Vec<String>> {
         let names: Option<Vec<String>> = physical
@@ -150,18 +172,39 @@ impl Escaper {
 
 impl PhysicalName {
     /// Returns the name.
+    ///
+    /// ```
+    /// # use mq_api::escape::Escaper;
+    /// const KEYS: Escaper = Escaper::new("._", '~', ':', 64);
+    /// assert_eq!(KEYS.join(&["mq", "orders"]).name(), "mq:orders");
+    /// ```
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Returns the name.
+    ///
+    /// ```
+    /// # use mq_api::escape::Escaper;
+    /// const KEYS: Escaper = Escaper::new("._", '~', ':', 64);
+    /// let name: String = KEYS.join(&["mq", "orders"]).into_name();
+    /// assert_eq!(name, "mq:orders");
+    /// ```
     #[must_use]
     pub fn into_name(self) -> String {
         self.name
     }
 
     /// Tells whether it is a hash: its full names are then to be stored beside it, and checked when it is opened.
+    ///
+    /// ```
+    /// # use mq_api::escape::Escaper;
+    /// const KEYS: Escaper = Escaper::new("._", '~', ':', 64);
+    /// let topic = "t".repeat(64);
+    /// assert!(KEYS.join(&["mq", &topic]).is_hashed());
+    /// assert!(!KEYS.join(&["mq", "orders"]).is_hashed());
+    /// ```
     #[must_use]
     pub fn is_hashed(&self) -> bool {
         self.hashed

@@ -41,12 +41,24 @@ pub struct Header {
 
 impl Header {
     /// Returns the name.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let headers: Headers = [("source", "checkout")].into_iter().collect();
+    /// assert_eq!(headers.iter().next().unwrap().name(), "source");
+    /// ```
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Returns the value; none only where a foreign producer sent none.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let headers: Headers = [("source", "checkout")].into_iter().collect();
+    /// assert_eq!(headers.iter().next().unwrap().value().unwrap(), "checkout");
+    /// ```
     #[must_use]
     pub fn value(&self) -> Option<&Bytes> {
         self.value.as_ref()
@@ -57,12 +69,24 @@ impl Headers {
     pub(crate) const EMPTY: &'static Self = &Self { entries: Vec::new() };
 
     /// Makes an empty set.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// assert!(Headers::new().is_empty());
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Adds a header at the end.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let mut headers = Headers::new();
+    /// headers.append("source", "checkout");
+    /// assert_eq!(headers.text("source"), Some("checkout"));
+    /// ```
     pub fn append(&mut self, name: impl Into<String>, value: impl Into<Bytes>) {
         self.entries.push(Header {
             name: name.into(),
@@ -71,6 +95,14 @@ impl Headers {
     }
 
     /// Adds a header as a driver has read it, perhaps without a value.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let mut headers = Headers::new();
+    /// headers.append_raw("flag", None);
+    /// assert_eq!(headers.len(), 1);
+    /// assert!(headers.value("flag").is_none());
+    /// ```
     pub fn append_raw(&mut self, name: impl Into<String>, value: Option<Bytes>) {
         self.entries.push(Header {
             name: name.into(),
@@ -79,6 +111,14 @@ impl Headers {
     }
 
     /// Sets a header: replaces the first of that name and removes the others, or adds it at the end.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let mut headers: Headers = [("a", "1"), ("b", "2"), ("a", "3")].into_iter().collect();
+    /// headers.set("a", "4");
+    /// assert_eq!(headers.text("a"), Some("4"));
+    /// assert_eq!(headers.len(), 2);
+    /// ```
     pub fn set(&mut self, name: &str, value: impl Into<Bytes>) {
         let value = Some(value.into());
         let mut first = true;
@@ -94,6 +134,13 @@ impl Headers {
     }
 
     /// Removes every header of a name and returns the first one's value.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let mut headers: Headers = [("a", "1"), ("a", "2")].into_iter().collect();
+    /// assert_eq!(headers.remove("a").unwrap(), "1");
+    /// assert!(headers.is_empty());
+    /// ```
     pub fn remove(&mut self, name: &str) -> Option<Bytes> {
         let at = self.entries.iter().position(|header| header.name == name)?;
         let removed = self.entries.remove(at);
@@ -102,29 +149,64 @@ impl Headers {
     }
 
     /// Returns the value of the first header of a name.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let headers: Headers = [("a", "1"), ("a", "2")].into_iter().collect();
+    /// assert_eq!(headers.value("a").unwrap(), "1");
+    /// assert!(headers.value("b").is_none());
+    /// ```
     #[must_use]
     pub fn value(&self, name: &str) -> Option<&Bytes> {
         self.entries.iter().find(|header| header.name == name)?.value()
     }
 
     /// Returns the value of the first header of a name as text, where it is UTF-8.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let headers: Headers = [("a", vec![b'1']), ("b", vec![0xff])].into_iter().collect();
+    /// assert_eq!(headers.text("a"), Some("1"));
+    /// assert!(headers.text("b").is_none());
+    /// ```
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(self.value(name)?).ok()
     }
 
     /// Goes through the headers in order.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let headers: Headers = [("b", "2"), ("a", "1")].into_iter().collect();
+    /// let names: Vec<&str> = headers.iter().map(|header| header.name()).collect();
+    /// assert_eq!(names, ["b", "a"]);
+    /// ```
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Header> {
         self.entries.iter()
     }
 
     /// Counts the headers.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let headers: Headers = [("a", "1"), ("b", "2")].into_iter().collect();
+    /// assert_eq!(headers.len(), 2);
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Tells whether there are none.
+    ///
+    /// ```
+    /// use mq_api::Headers;
+    /// let mut headers = Headers::new();
+    /// assert!(headers.is_empty());
+    /// headers.append("source", "checkout");
+    /// assert!(!headers.is_empty());
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

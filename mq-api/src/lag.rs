@@ -27,6 +27,19 @@ pub struct PartitionLag {
 
 impl Lag {
     /// Sums the lag over all partitions.
+    ///
+    /// ```
+    /// # use mq_api::Mq;
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// mq.producer("orders").await?.produce("paid").await?;
+    /// let lag = mq.lag("orders", "billing").await?;
+    /// assert_eq!(lag.total(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn total(&self) -> u64 {
         self.partitions

@@ -58,6 +58,12 @@ pub enum Due {
 
 impl Message {
     /// Makes a message of a payload; an empty payload is legal and is not a tombstone.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert_eq!(Message::new("paid").payload_or_empty(), b"paid");
+    /// assert!(!Message::new("").is_tombstone());
+    /// ```
     pub fn new(payload: impl Into<Bytes>) -> Self {
         Self {
             payload: Some(payload.into()),
@@ -67,6 +73,13 @@ impl Message {
     }
 
     /// Makes a message without a payload, which says that what its key names is gone.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// let message = Message::tombstone("user-7");
+    /// assert!(message.is_tombstone() && message.payload().is_none());
+    /// assert_eq!(message.key().unwrap(), "user-7");
+    /// ```
     pub fn tombstone(key: impl Into<Bytes>) -> Self {
         Self {
             payload: None,
@@ -76,6 +89,13 @@ impl Message {
     }
 
     /// Makes a message of a payload that may be absent, as drivers read it.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// let message = Message::from_parts(Some("paid".into()), Some("user-7".into()));
+    /// assert_eq!(message, Message::new("paid").with_key("user-7"));
+    /// assert!(Message::from_parts(None, Some("user-7".into())).is_tombstone());
+    /// ```
     #[must_use]
     pub fn from_parts(payload: Option<Bytes>, key: Option<Bytes>) -> Self {
         Self {
@@ -86,6 +106,12 @@ impl Message {
     }
 
     /// Sets the key. Messages of one key go to one partition; an empty key is a key.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert_eq!(Message::new("paid").with_key("user-7").key().unwrap(), "user-7");
+    /// assert!(Message::new("paid").with_key("").key().is_some());
+    /// ```
     #[must_use]
     pub fn with_key(mut self, key: impl Into<Bytes>) -> Self {
         self.key = Some(key.into());
@@ -93,6 +119,11 @@ impl Message {
     }
 
     /// Sets an id of the sender's own, which travels as it is.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert_eq!(Message::new("paid").with_id("7").id(), Some("7"));
+    /// ```
     #[must_use]
     pub fn with_id(mut self, id: impl Into<String>) -> Self {
         self.extra_mut().id = Some(id.into());
@@ -100,6 +131,12 @@ impl Message {
     }
 
     /// Sets the time that the message tells of, instead of the time when it is stored.
+    ///
+    /// ```
+    /// use mq_api::{Message, Timestamp};
+    /// let then = Timestamp::from_millis(1_700_000_000_000);
+    /// assert_eq!(Message::new("paid").with_timestamp(then).timestamp(), Some(then));
+    /// ```
     #[must_use]
     pub fn with_timestamp(mut self, timestamp: Timestamp) -> Self {
         self.extra_mut().timestamp = Some(timestamp);
@@ -107,6 +144,13 @@ impl Message {
     }
 
     /// Holds the message back for a duration after the backend has taken it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::{Due, Message};
+    /// let message = Message::new("remind").with_delay(Duration::from_secs(5));
+    /// assert_eq!(message.due(), Some(Due::After(Duration::from_secs(5))));
+    /// ```
     #[must_use]
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.extra_mut().due = Some(Due::After(delay));
@@ -114,6 +158,12 @@ impl Message {
     }
 
     /// Holds the message back until a time by the backend's clock. A time in the past means at once.
+    ///
+    /// ```
+    /// use mq_api::{Due, Message, Timestamp};
+    /// let at = Timestamp::from_millis(1_700_000_000_000);
+    /// assert_eq!(Message::new("remind").with_deliver_at(at).due(), Some(Due::At(at)));
+    /// ```
     #[must_use]
     pub fn with_deliver_at(mut self, at: Timestamp) -> Self {
         self.extra_mut().due = Some(Due::At(at));
@@ -122,6 +172,12 @@ impl Message {
 
     /// Adds a header at the end. Names are unique, not empty, at most 200 bytes, and do not begin with `mq-`;
     /// this is checked when the message is produced.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// let message = Message::new("paid").with_header("source", "checkout");
+    /// assert_eq!(message.headers().text("source"), Some("checkout"));
+    /// ```
     #[must_use]
     pub fn with_header(mut self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.headers_mut().append(name, value);
@@ -129,6 +185,13 @@ impl Message {
     }
 
     /// Replaces all headers.
+    ///
+    /// ```
+    /// use mq_api::{Headers, Message};
+    /// let headers: Headers = [("source", "checkout")].into_iter().collect();
+    /// let message = Message::new("paid").with_header("old", "1").with_headers(headers.clone());
+    /// assert_eq!(message.headers(), &headers);
+    /// ```
     #[must_use]
     pub fn with_headers(mut self, headers: Headers) -> Self {
         *self.headers_mut() = headers;
@@ -136,59 +199,126 @@ impl Message {
     }
 
     /// Returns the payload; none for a tombstone.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert_eq!(Message::new("paid").payload().unwrap(), "paid");
+    /// assert!(Message::tombstone("user-7").payload().is_none());
+    /// ```
     #[must_use]
     pub fn payload(&self) -> Option<&Bytes> {
         self.payload.as_ref()
     }
 
     /// Returns the payload's bytes, empty for a tombstone.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert_eq!(Message::new("paid").payload_or_empty(), b"paid");
+    /// assert!(Message::tombstone("user-7").payload_or_empty().is_empty());
+    /// ```
     #[must_use]
     pub fn payload_or_empty(&self) -> &[u8] {
         self.payload.as_deref().unwrap_or_default()
     }
 
     /// Tells whether the message has no payload at all.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert!(Message::tombstone("user-7").is_tombstone());
+    /// assert!(!Message::new("").with_key("user-7").is_tombstone());
+    /// ```
     #[must_use]
     pub fn is_tombstone(&self) -> bool {
         self.payload.is_none()
     }
 
     /// Returns the key.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert_eq!(Message::new("paid").with_key("user-7").key().unwrap(), "user-7");
+    /// assert!(Message::new("paid").key().is_none());
+    /// ```
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {
         self.key.as_ref()
     }
 
     /// Returns the sender's id.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert_eq!(Message::new("paid").with_id("7").id(), Some("7"));
+    /// assert!(Message::new("paid").id().is_none());
+    /// ```
     #[must_use]
     pub fn id(&self) -> Option<&str> {
         self.extra.as_ref().and_then(|extra| extra.id.as_deref())
     }
 
     /// Returns the time that the sender set.
+    ///
+    /// ```
+    /// use mq_api::{Message, Timestamp};
+    /// let then = Timestamp::from_millis(1_700_000_000_000);
+    /// assert_eq!(Message::new("paid").with_timestamp(then).timestamp(), Some(then));
+    /// assert!(Message::new("paid").timestamp().is_none());
+    /// ```
     #[must_use]
     pub fn timestamp(&self) -> Option<Timestamp> {
         self.extra.as_ref().and_then(|extra| extra.timestamp)
     }
 
     /// Returns when the message is due, where the sender delayed it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::{Due, Message};
+    /// let delay = Duration::from_secs(5);
+    /// assert_eq!(Message::new("remind").with_delay(delay).due(), Some(Due::After(delay)));
+    /// assert!(Message::new("remind").due().is_none());
+    /// ```
     #[must_use]
     pub fn due(&self) -> Option<Due> {
         self.extra.as_ref().and_then(|extra| extra.due)
     }
 
     /// Returns the headers.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// let message = Message::new("paid").with_header("source", "checkout");
+    /// assert_eq!(message.headers().len(), 1);
+    /// assert!(Message::new("paid").headers().is_empty());
+    /// ```
     #[must_use]
     pub fn headers(&self) -> &Headers {
         self.extra.as_ref().map_or(Headers::EMPTY, |extra| &extra.headers)
     }
 
     /// Returns the headers for change.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// let mut message = Message::new("paid").with_header("source", "checkout");
+    /// message.headers_mut().set("source", "import");
+    /// assert_eq!(message.headers().text("source"), Some("import"));
+    /// ```
     pub fn headers_mut(&mut self) -> &mut Headers {
         &mut self.extra_mut().headers
     }
 
     /// Takes the delay away, as a driver does once it is over.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Message;
+    /// let mut message = Message::new("remind").with_delay(Duration::from_secs(5));
+    /// message.clear_due();
+    /// assert!(message.due().is_none());
+    /// ```
     pub fn clear_due(&mut self) {
         if let Some(extra) = &mut self.extra {
             extra.due = None;
@@ -196,6 +326,13 @@ impl Message {
     }
 
     /// Returns what the message weighs in windows and buffers, in bytes: payload, key, headers and a fixed part.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// let plain = Message::new("paid");
+    /// assert!(plain.weight() > 4);
+    /// assert_eq!(plain.clone().with_key("user-7").weight(), plain.weight() + 6);
+    /// ```
     #[must_use]
     pub fn weight(&self) -> usize {
         const FIXED: usize = 96;
@@ -204,12 +341,28 @@ impl Message {
     }
 
     /// Returns the room that key, id and headers take together, in bytes.
+    ///
+    /// ```
+    /// use mq_api::Message;
+    /// assert_eq!(Message::new("paid").metadata_len(), 0);
+    /// assert_eq!(Message::new("paid").with_key("user-7").with_id("42").metadata_len(), 8);
+    /// ```
     #[must_use]
     pub fn metadata_len(&self) -> usize {
         self.key.as_ref().map_or(0, Bytes::len) + self.extra.as_ref().map_or(0, |extra| extra.weight())
     }
 
     /// Copies the bytes out of the buffers that they share with other messages, so that those can be freed.
+    ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use mq_api::Message;
+    /// let chunk = Bytes::from(vec![b'x'; 1 << 20]);
+    /// let message = Message::from_parts(Some(chunk.slice(..4)), None);
+    /// let copy = message.detached();
+    /// assert_eq!(copy, message);
+    /// assert_ne!(copy.payload().unwrap().as_ptr(), chunk.as_ptr());
+    /// ```
     #[must_use]
     pub fn detached(&self) -> Self {
         let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
@@ -225,6 +378,14 @@ impl Message {
     }
 
     /// Checks the message against the portable rules and these limits.
+    ///
+    /// ```
+    /// use mq_api::{ErrorKind, Message, MessageLimits};
+    /// let limits = MessageLimits::default();
+    /// assert!(Message::new("paid").with_header("source", "checkout").validate(&limits).is_ok());
+    /// let error = Message::new("paid").with_header("mq-source", "checkout").validate(&limits).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::InvalidMessage);
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::MessageTooLarge`] for a payload or metadata over the limit, [`ErrorKind::InvalidMessage`] for a
@@ -299,6 +460,13 @@ impl Default for MessageLimits {
 
 impl MessageLimits {
     /// Makes limits of the largest payload and the most metadata, in bytes.
+    ///
+    /// ```
+    /// use mq_api::{Message, MessageLimits};
+    /// let limits = MessageLimits::new(4, 1024);
+    /// assert!(Message::new("paid").validate(&limits).is_ok());
+    /// assert!(Message::new("unpaid").validate(&limits).is_err());
+    /// ```
     #[must_use]
     pub fn new(max_payload: usize, max_metadata: usize) -> Self {
         Self {

@@ -122,6 +122,16 @@ impl Mq {
     }
 
     /// Returns the driver, for what only one backend can do.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// assert_eq!(mq.driver().capabilities().backend, "memory");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn driver(&self) -> &Arc<dyn driver::Mq> {
         &self.inner.driver

@@ -58,6 +58,12 @@ macro_rules! name {
             /// Checks a name that is to be created against the portable rule: a letter first, then letters, digits,
             /// `.`, `_` and `-`, a letter or digit last, 1 to 64 characters. No backend refuses such a name.
             ///
+            /// ```
+            #[doc = concat!("use mq_api::", stringify!($type), ";")]
+            #[doc = concat!("assert!(", stringify!($type), "::new(\"orders.eu-1\").is_ok());")]
+            #[doc = concat!("assert!(", stringify!($type), "::new(\"9lives\").is_err());")]
+            /// ```
+            ///
             /// # Errors
             #[doc = concat!("[`ErrorKind::", stringify!($kind), "`], naming the input and the part of the rule.")]
             pub fn new(name: impl AsRef<str>) -> Result<Self> {
@@ -70,6 +76,12 @@ macro_rules! name {
 
             /// Takes a name that exists already, perhaps made by others under another rule. The backend has the last word.
             ///
+            /// ```
+            #[doc = concat!("use mq_api::", stringify!($type), ";")]
+            #[doc = concat!("assert!(", stringify!($type), "::existing(\"9lives\").is_ok());")]
+            #[doc = concat!("assert!(", stringify!($type), "::existing(\"\").is_err());")]
+            /// ```
+            ///
             /// # Errors
             #[doc = concat!("[`ErrorKind::", stringify!($kind), "`] if no backend could have such a name.")]
             pub fn existing(name: impl AsRef<str>) -> Result<Self> {
@@ -81,12 +93,27 @@ macro_rules! name {
             }
 
             /// Returns the name.
+            ///
+            /// ```
+            #[doc = concat!("use mq_api::", stringify!($type), ";")]
+            /// # fn main() -> mq_api::Result<()> {
+            #[doc = concat!("assert_eq!(", stringify!($type), "::new(\"orders\")?.as_str(), \"orders\");")]
+            /// # Ok(()) }
+            /// ```
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
             }
 
             /// Tells whether the name holds to the portable rule.
+            ///
+            /// ```
+            #[doc = concat!("use mq_api::", stringify!($type), ";")]
+            /// # fn main() -> mq_api::Result<()> {
+            #[doc = concat!("assert!(", stringify!($type), "::existing(\"orders\")?.is_portable());")]
+            #[doc = concat!("assert!(!", stringify!($type), "::existing(\"9lives\")?.is_portable());")]
+            /// # Ok(()) }
+            /// ```
             #[must_use]
             pub fn is_portable(&self) -> bool {
                 broken_rule(&self.0).is_none()

@@ -43,6 +43,13 @@ impl Default for ClientOptions {
 
 impl ClientOptions {
     /// Sets how long a call to the backend may take; 1 ms to 1 h.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::ClientOptions;
+    /// let options = ClientOptions::default().with_request_timeout(Duration::from_secs(5));
+    /// assert_eq!(options.request_timeout, Duration::from_secs(5));
+    /// ```
     #[must_use]
     pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
@@ -50,6 +57,12 @@ impl ClientOptions {
     }
 
     /// Sets how many bytes all producers and consumers of the client may hold together; at least 64 KiB.
+    ///
+    /// ```
+    /// use mq_api::ClientOptions;
+    /// let options = ClientOptions::default().with_memory_budget(64 * 1024 * 1024);
+    /// assert_eq!(options.memory_budget, 64 * 1024 * 1024);
+    /// ```
     #[must_use]
     pub fn with_memory_budget(mut self, bytes: usize) -> Self {
         self.memory_budget = bytes;
@@ -57,6 +70,13 @@ impl ClientOptions {
     }
 
     /// Sets how long the close of the connection may take; 1 ms to 1 h.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::ClientOptions;
+    /// let options = ClientOptions::default().with_close_timeout(Duration::from_secs(2));
+    /// assert_eq!(options.close_timeout, Duration::from_secs(2));
+    /// ```
     #[must_use]
     pub fn with_close_timeout(mut self, timeout: Duration) -> Self {
         self.close_timeout = timeout;
@@ -64,6 +84,15 @@ impl ClientOptions {
     }
 
     /// Sets the clock that leases are measured by.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::{ClientOptions, Clock};
+    /// let clock = Clock::manual();
+    /// let options = ClientOptions::default().with_clock(clock.clone());
+    /// clock.advance(Duration::from_secs(60));
+    /// assert_eq!(options.clock.now(), clock.now());
+    /// ```
     #[must_use]
     pub fn with_clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -71,6 +100,17 @@ impl ClientOptions {
     }
 
     /// Adds trace context to each message that is produced; a header that the user has set is kept.
+    ///
+    /// ```
+    /// # use mq_api::{ClientOptions, Propagator};
+    /// struct Fixed;
+    /// impl Propagator for Fixed {
+    ///     fn inject(&self, set: &mut dyn FnMut(&str, &str)) {
+    ///         set("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    ///     }
+    /// }
+    /// assert!(ClientOptions::default().with_propagator(Fixed).propagator.is_some());
+    /// ```
     #[must_use]
     pub fn with_propagator(mut self, propagator: impl Propagator) -> Self {
         self.propagator = Some(Arc::new(propagator));
@@ -78,6 +118,14 @@ impl ClientOptions {
     }
 
     /// Checks that every option lies in its range. A client with one that does not refuses every call with this error.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::{ClientOptions, ErrorKind};
+    /// assert!(ClientOptions::default().validate().is_ok());
+    /// let error = ClientOptions::default().with_close_timeout(Duration::ZERO).validate().unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`], naming the option and its range.

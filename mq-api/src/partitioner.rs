@@ -26,6 +26,12 @@ type CustomPartitioner = dyn Fn(&[u8], u32) -> u32 + Send + Sync;
 
 impl Partitioner {
     /// Wraps a function of the key and the partition count.
+    ///
+    /// ```
+    /// use mq_api::Partitioner;
+    /// let by_length = Partitioner::custom(|key, partitions| key.len() as u32 % partitions);
+    /// assert_eq!(by_length.partition(b"user-7", 4), 2);
+    /// ```
     pub fn custom(partition: impl Fn(&[u8], u32) -> u32 + Send + Sync + 'static) -> Self {
         Self::Custom(Arc::new(partition))
     }

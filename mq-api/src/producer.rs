@@ -286,6 +286,21 @@ impl Producer {
 
     /// Waits until everything that was taken before is settled, well or not; each send's own deadline bounds it.
     ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// producer.enqueue("a").await?;
+    /// producer.enqueue("b").await?;
+    /// producer.flush().await?;
+    /// assert_eq!(mq.describe_topic("orders").await?.partitions[0].next_offset, 2);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::Closed`] after close.
     ///
@@ -303,6 +318,21 @@ impl Producer {
     ///
     /// It is idempotent: whoever calls it, at the same time or later, gets the same result.
     ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// producer.enqueue("paid").await?;
+    /// producer.close().await?; // sends it
+    /// assert_eq!(mq.describe_topic("orders").await?.partitions[0].next_offset, 1);
+    /// assert_eq!(producer.produce("late").await.unwrap_err().kind(), mq_api::ErrorKind::Closed);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::Timeout`] where something was left, and what the backend says.
     ///
@@ -314,18 +344,56 @@ impl Producer {
     }
 
     /// Returns the topic.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let producer = mq.producer("orders").await?;
+    /// assert_eq!(producer.topic().as_str(), "orders");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn topic(&self) -> &TopicName {
         &self.core.topic
     }
 
     /// Returns how many partitions the topic has, as far as this producer knows; it grows when some are added.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// let producer = mq.producer("orders").await?;
+    /// assert_eq!(producer.partitions(), 4);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn partitions(&self) -> u32 {
         self.core.partitions()
     }
 
     /// Tells how the producer is doing.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// producer.produce("paid").await?;
+    /// producer.flush().await?;
+    /// assert_eq!(producer.status().failed, 0);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn status(&self) -> ProducerStatus {
         self.core.status()

@@ -77,6 +77,20 @@ const OPERATION: &str = "reader";
 
 impl Mq {
     /// Opens a reader of a topic: set where it starts, then await it.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let reader = mq.reader("orders").await?;
+    /// assert_eq!(reader.next().await?.payload(), b"paid");
+    /// # Ok(()) }
+    /// ```
     pub fn reader(&self, topic: impl AsRef<str>) -> ReaderBuilder {
         ReaderBuilder {
             mq: Arc::clone(&self.inner),
@@ -89,6 +103,23 @@ impl Mq {
 impl ReaderBuilder {
     /// Sets where to start in each partition; what is `Latest` is decided before the builder returns. Default
     /// [`Position::Earliest`].
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// use mq_api::Position;
+    ///
+    /// let reader = mq.reader("orders").start_at(Position::Offset(1)).await?;
+    /// assert_eq!(reader.next().await?.payload(), b"b");
+    /// # Ok(()) }
+    /// ```
     pub fn start_at(mut self, start: Position) -> Self {
         self.start = start;
         self
@@ -180,6 +211,22 @@ impl fmt::Debug for ReaderBuilder {
 impl Reader {
     /// Returns the next message of any partition, and waits as long as there is none. Messages of one partition come in
     /// order; partitions take turns. What retention has removed is passed over.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// let reader = mq.reader("orders").await?;
+    /// assert_eq!(reader.next().await?.payload(), b"a");
+    /// assert_eq!(reader.next().await?.payload(), b"b");
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// What the backend says; where it [may be tried again](Error::is_retryable), the next call goes on at the same place.
@@ -312,6 +359,18 @@ impl Reader {
     }
 
     /// Returns the topic.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let reader = mq.reader("orders").await?;
+    /// assert_eq!(reader.topic().as_str(), "orders");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn topic(&self) -> &TopicName {
         &self.inner.topic
@@ -319,6 +378,20 @@ impl Reader {
 
     /// Ends the reader. Every call after it is [`ErrorKind::Closed`], and so is one that waits. Idempotent: whoever calls
     /// it, at the same time or later, gets the same result.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let reader = mq.reader("orders").await?;
+    /// reader.close().await?;
+    /// let error = reader.next().await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::Closed);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// What the backend says.

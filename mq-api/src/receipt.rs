@@ -15,6 +15,12 @@ pub struct Receipt {
 
 impl Receipt {
     /// Makes a receipt.
+    ///
+    /// ```
+    /// use mq_api::Receipt;
+    /// let receipt = Receipt::new(2, Some(41));
+    /// assert_eq!((receipt.partition, receipt.offset), (2, Some(41)));
+    /// ```
     #[must_use]
     pub fn new(partition: u32, offset: Option<Offset>) -> Self {
         Self { partition, offset }

@@ -26,18 +26,35 @@ pub struct Timestamp(i64);
 
 impl Timestamp {
     /// Takes milliseconds since 1970-01-01 UTC.
+    ///
+    /// ```
+    /// use mq_api::Timestamp;
+    /// assert_eq!(Timestamp::from_millis(1_700_000_000_000).as_millis(), 1_700_000_000_000);
+    /// assert!(Timestamp::from_millis(-1) < Timestamp::from_millis(0));
+    /// ```
     #[must_use]
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
 
     /// Returns milliseconds since 1970-01-01 UTC.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    /// use mq_api::Timestamp;
+    /// assert_eq!(Timestamp::from(SystemTime::UNIX_EPOCH).as_millis(), 0);
+    /// ```
     #[must_use]
     pub const fn as_millis(self) -> i64 {
         self.0
     }
 
     /// Reads this machine's wall clock.
+    ///
+    /// ```
+    /// use mq_api::Timestamp;
+    /// assert!(Timestamp::now() > Timestamp::from_millis(1_700_000_000_000));
+    /// ```
     #[must_use]
     pub fn now() -> Self {
         let now: Self = SystemTime::now().into();
@@ -50,6 +67,12 @@ impl Timestamp {
     /// Reads this machine's wall clock as of its last tick, 1 to 10 ms ago as a rule, for a fifth of what
     /// [`now`](Self::now) costs. It is never earlier than what `now` has told in this process just before, so that "from
     /// now on" holds for what is stamped with it.
+    ///
+    /// ```
+    /// use mq_api::Timestamp;
+    /// let told = Timestamp::now();
+    /// assert!(Timestamp::recent() >= told);
+    /// ```
     #[must_use]
     pub fn recent() -> Self {
         /// Ticks are shorter than this; a difference beyond it means that the clock was set back.
@@ -64,6 +87,13 @@ impl Timestamp {
     }
 
     /// Adds a duration, stopping at the largest value.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Timestamp;
+    /// let later = Timestamp::from_millis(1_000).saturating_add(Duration::from_secs(2));
+    /// assert_eq!(later, Timestamp::from_millis(3_000));
+    /// ```
     #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         Self(
@@ -73,6 +103,14 @@ impl Timestamp {
     }
 
     /// Returns the time from `earlier` to here, zero where `earlier` is later.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Timestamp;
+    /// let (begin, end) = (Timestamp::from_millis(1_000), Timestamp::from_millis(3_000));
+    /// assert_eq!(end.saturating_since(begin), Duration::from_secs(2));
+    /// assert_eq!(begin.saturating_since(end), Duration::ZERO);
+    /// ```
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -120,18 +158,37 @@ pub struct Moment(u64);
 
 impl Moment {
     /// Takes nanoseconds since the clock's zero.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Moment;
+    /// assert_eq!(Moment::from_nanos(5) + Duration::from_nanos(2), Moment::from_nanos(7));
+    /// ```
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
     /// Returns nanoseconds since the clock's zero.
+    ///
+    /// ```
+    /// use mq_api::Moment;
+    /// assert_eq!(Moment::from_nanos(5).as_nanos(), 5);
+    /// ```
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
     /// Returns the time from `earlier` to here, zero where `earlier` is later.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Moment;
+    /// let (begin, end) = (Moment::from_nanos(5), Moment::from_nanos(7));
+    /// assert_eq!(end.saturating_since(begin), Duration::from_nanos(2));
+    /// assert_eq!(begin.saturating_since(end), Duration::ZERO);
+    /// ```
     #[must_use]
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -177,12 +234,28 @@ pub struct Clock {
 
 impl Clock {
     /// Takes the machine's clock.
+    ///
+    /// ```
+    /// use mq_api::Clock;
+    /// let clock = Clock::system();
+    /// let before = clock.now();
+    /// assert!(clock.now() >= before);
+    /// ```
     #[must_use]
     pub fn system() -> Self {
         Self::default()
     }
 
     /// Makes a clock that stands still until [`advance`](Self::advance) moves it; its clones move with it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Clock;
+    /// let clock = Clock::manual();
+    /// let before = clock.now();
+    /// clock.clone().advance(Duration::from_secs(2));
+    /// assert_eq!(clock.now(), before + Duration::from_secs(2));
+    /// ```
     #[must_use]
     pub fn manual() -> Self {
         Self {
@@ -191,6 +264,15 @@ impl Clock {
     }
 
     /// Moves a manual clock on. Does nothing to the machine's clock.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Clock;
+    /// let clock = Clock::manual();
+    /// let before = clock.now();
+    /// clock.advance(Duration::from_secs(2));
+    /// assert_eq!(clock.now(), before + Duration::from_secs(2));
+    /// ```
     pub fn advance(&self, by: Duration) {
         if let Some(manual) = &self.manual {
             manual.fetch_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
@@ -207,6 +289,15 @@ impl Clock {
     }
 
     /// Reads the clock.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Clock;
+    /// let clock = Clock::manual();
+    /// let before = clock.now();
+    /// clock.advance(Duration::from_secs(2));
+    /// assert_eq!(clock.now().saturating_since(before), Duration::from_secs(2));
+    /// ```
     #[must_use]
     pub fn now(&self) -> Moment {
         Moment(match &self.manual {
@@ -257,6 +348,14 @@ pub struct Lease {
 
 impl Lease {
     /// Makes a lease that ends at `until` by `clock`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{Clock, Lease};
+    /// let clock = Clock::manual();
+    /// let lease = Lease::new(clock.clone(), clock.now() + Duration::from_secs(10));
+    /// assert!(lease.stands_at(clock.now()));
+    /// ```
     #[must_use]
     pub fn new(clock: Clock, until: Moment) -> Self {
         Self {
@@ -266,6 +365,16 @@ impl Lease {
     }
 
     /// Moves the end to `until`, never backwards. A lease that has run out stays so: returns `false` and changes nothing.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{Clock, Lease};
+    /// let clock = Clock::manual();
+    /// let lease = Lease::new(clock.clone(), clock.now() + Duration::from_secs(10));
+    /// assert!(lease.renew(clock.now() + Duration::from_secs(20)));
+    /// clock.advance(Duration::from_secs(30));
+    /// assert!(!lease.renew(clock.now() + Duration::from_secs(20)));
+    /// ```
     pub fn renew(&self, until: Moment) -> bool {
         let now = self.clock.now().as_nanos();
         self.until
@@ -280,23 +389,60 @@ impl Lease {
     }
 
     /// Ends the lease now, for good.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{Clock, Lease};
+    /// let clock = Clock::manual();
+    /// let lease = Lease::new(clock.clone(), clock.now() + Duration::from_secs(10));
+    /// lease.clone().revoke();
+    /// assert!(!lease.stands_at(clock.now()));
+    /// assert!(!lease.renew(clock.now() + Duration::from_secs(20)));
+    /// ```
     pub fn revoke(&self) {
         self.until.store(0, Ordering::Release);
     }
 
     /// Returns when the lease ends.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{Clock, Lease};
+    /// let clock = Clock::manual();
+    /// let end = clock.now() + Duration::from_secs(10);
+    /// assert_eq!(Lease::new(clock, end).until(), end);
+    /// ```
     #[must_use]
     pub fn until(&self) -> Moment {
         Moment(self.until.load(Ordering::Acquire))
     }
 
     /// Tells whether the lease stands at `now`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{Clock, Lease};
+    /// let clock = Clock::manual();
+    /// let end = clock.now() + Duration::from_secs(10);
+    /// let lease = Lease::new(clock.clone(), end);
+    /// assert!(lease.stands_at(clock.now()));
+    /// assert!(!lease.stands_at(end));
+    /// ```
     #[must_use]
     pub fn stands_at(&self, now: Moment) -> bool {
         now < self.until()
     }
 
     /// Returns the clock that the lease is measured by.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{Clock, Lease};
+    /// let clock = Clock::manual();
+    /// let lease = Lease::new(clock.clone(), clock.now() + Duration::from_secs(10));
+    /// clock.advance(Duration::from_secs(2));
+    /// assert_eq!(lease.clock().now(), clock.now());
+    /// ```
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.clock

@@ -43,6 +43,15 @@ pub struct Retention {
 impl TopicSpec {
     /// Describes a topic of so many partitions.
     ///
+    /// ```
+    /// # use mq_api::TopicSpec;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let spec = TopicSpec::new("orders", 4)?;
+    /// assert_eq!((spec.name.as_str(), spec.partitions), ("orders", 4));
+    /// assert!(TopicSpec::new("9lives", 4).is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidTopic`](crate::ErrorKind::InvalidTopic) if the name breaks the portable rule.
     pub fn new(name: impl AsRef<str>, partitions: u32) -> crate::Result<Self> {
@@ -56,6 +65,14 @@ impl TopicSpec {
     }
 
     /// Sets how many copies the backend keeps.
+    ///
+    /// ```
+    /// # use mq_api::TopicSpec;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let spec = TopicSpec::new("orders", 4)?.with_replication(3);
+    /// assert_eq!(spec.replication, Some(3));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn with_replication(mut self, copies: u16) -> Self {
         self.replication = Some(copies);
@@ -63,6 +80,15 @@ impl TopicSpec {
     }
 
     /// Sets how long messages are kept at least.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::TopicSpec;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let spec = TopicSpec::new("orders", 4)?.with_retention_age(Duration::from_secs(3600));
+    /// assert_eq!(spec.retention.age, Some(Duration::from_secs(3600)));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn with_retention_age(mut self, age: Duration) -> Self {
         self.retention.age = Some(age);
@@ -70,6 +96,14 @@ impl TopicSpec {
     }
 
     /// Sets how many bytes a partition keeps at least, where it has as many.
+    ///
+    /// ```
+    /// # use mq_api::TopicSpec;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let spec = TopicSpec::new("orders", 4)?.with_retention_bytes(1 << 30);
+    /// assert_eq!(spec.retention.bytes, Some(1 << 30));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn with_retention_bytes(mut self, bytes: u64) -> Self {
         self.retention.bytes = Some(bytes);
@@ -77,6 +111,14 @@ impl TopicSpec {
     }
 
     /// Sets something that only this backend knows.
+    ///
+    /// ```
+    /// # use mq_api::TopicSpec;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let spec = TopicSpec::new("orders", 4)?.with_property("cleanup.policy", "compact");
+    /// assert_eq!(spec.properties["cleanup.policy"], "compact");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn with_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.properties.insert(name.into(), value.into());
@@ -90,11 +132,21 @@ pub struct TopicId(String);
 
 impl TopicId {
     /// Takes the backend's own text for it.
+    ///
+    /// ```
+    /// use mq_api::TopicId;
+    /// assert_ne!(TopicId::new("first"), TopicId::new("second"));
+    /// ```
     pub fn new(id: impl Into<String>) -> Self {
         Self(id.into())
     }
 
     /// Returns the text.
+    ///
+    /// ```
+    /// use mq_api::TopicId;
+    /// assert_eq!(TopicId::new("first").as_str(), "first");
+    /// ```
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -127,6 +179,15 @@ pub struct PartitionDescription {
 
 impl TopicDescription {
     /// Makes a description.
+    ///
+    /// ```
+    /// # use mq_api::{PartitionDescription, TopicDescription, TopicName};
+    /// # fn main() -> mq_api::Result<()> {
+    /// let partitions = vec![PartitionDescription::new(0, 0, 10)];
+    /// let topic = TopicDescription::new(TopicName::new("orders")?, None, partitions);
+    /// assert_eq!(topic.partitions.len(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn new(name: TopicName, id: Option<TopicId>, partitions: Vec<PartitionDescription>) -> Self {
         Self { name, id, partitions }
@@ -135,6 +196,12 @@ impl TopicDescription {
 
 impl PartitionDescription {
     /// Makes a description.
+    ///
+    /// ```
+    /// use mq_api::PartitionDescription;
+    /// let partition = PartitionDescription::new(0, 5, 8);
+    /// assert_eq!((partition.first_offset, partition.next_offset), (5, 8));
+    /// ```
     #[must_use]
     pub fn new(partition: u32, first_offset: Offset, next_offset: Offset) -> Self {
         Self {

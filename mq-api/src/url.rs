@@ -52,6 +52,17 @@ pub struct Host {
 impl ConnectUrl {
     /// Takes a URL apart.
     ///
+    /// ```
+    /// use mq_api::{ErrorKind, url::ConnectUrl};
+    ///
+    /// # fn main() -> mq_api::Result<()> {
+    /// let url = ConnectUrl::parse("redis://app@a:1,b/0")?;
+    /// assert_eq!((url.user(), url.hosts().len()), (Some("app"), 2));
+    /// let error = ConnectUrl::parse("redis://a:0").unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`], naming the part and the rule that it breaks.
     pub fn parse(url: &str) -> Result<Self> {
@@ -100,30 +111,71 @@ impl ConnectUrl {
     }
 
     /// Returns the scheme in lower case.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// assert_eq!(ConnectUrl::parse("AMQPS://a")?.scheme(), "amqps");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn scheme(&self) -> &str {
         &self.scheme
     }
 
     /// Returns the user.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// assert_eq!(ConnectUrl::parse("redis://us%3Aer:x@a")?.user(), Some("us:er"));
+    /// assert_eq!(ConnectUrl::parse("redis://:x@a")?.user(), None);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
 
     /// Returns the password; it must not reach a log or an error.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let url = ConnectUrl::parse("redis://app:s%40crit@a")?;
+    /// assert_eq!(url.password(), Some("s@crit"));
+    /// assert_eq!(url.to_string(), "redis://app:***@a");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn password(&self) -> Option<&str> {
         self.password.as_deref()
     }
 
     /// Returns the servers in order; none for a backend that lives in this process.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let url = ConnectUrl::parse("redis://a:1,[::1]")?;
+    /// assert_eq!((url.hosts()[0].name.as_str(), url.hosts()[0].port), ("a", Some(1)));
+    /// assert_eq!((url.hosts()[1].name.as_str(), url.hosts()[1].port), ("::1", None));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
     }
 
     /// Returns the servers, for a backend that needs at least one.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// assert_eq!(ConnectUrl::parse("redis://a")?.require_hosts()?.len(), 1);
+    /// assert!(ConnectUrl::parse("redis://")?.require_hosts().is_err());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] where there is none.
@@ -135,6 +187,14 @@ impl ConnectUrl {
     }
 
     /// Returns what follows the servers, without the slash before it; maybe empty.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// assert_eq!(ConnectUrl::parse("amqp://a/v%2Fhost")?.path(), "v/host");
+    /// assert_eq!(ConnectUrl::parse("amqp://a/")?.path(), "");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -142,6 +202,15 @@ impl ConnectUrl {
 
     /// Returns the options for the driver to take out one by one: all but those that every client has, see
     /// [`client_options`](Self::client_options).
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let mut options = ConnectUrl::parse("redis://a?prefix=test&request_timeout=5s")?.options();
+    /// assert_eq!(options.take("prefix").as_deref(), Some("test"));
+    /// options.finish()?; // `request_timeout` is not among them
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn options(&self) -> UrlOptions {
         let own = |(name, _): &&(String, String)| !CLIENT_OPTIONS.contains(&name.as_str());
@@ -150,6 +219,15 @@ impl ConnectUrl {
 
     /// Returns the options that every client has: `request_timeout`, `close_timeout` and `memory_budget`.
     ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let url = ConnectUrl::parse("redis://a?request_timeout=5s")?;
+    /// assert_eq!(url.client_options()?.request_timeout, Duration::from_secs(5));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`], naming the option and its rule.
     pub fn client_options(&self) -> Result<ClientOptions> {
@@ -157,6 +235,17 @@ impl ConnectUrl {
     }
 
     /// Sets in `options` what the URL says, and leaves the rest.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{ClientOptions, url::ConnectUrl};
+    /// # fn main() -> mq_api::Result<()> {
+    /// let options = ClientOptions::default().with_close_timeout(Duration::from_secs(1));
+    /// let options = ConnectUrl::parse("redis://a?request_timeout=5s")?.apply_to(options)?;
+    /// assert_eq!(options.request_timeout, Duration::from_secs(5));
+    /// assert_eq!(options.close_timeout, Duration::from_secs(1));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`], naming the option and its rule.
@@ -181,6 +270,15 @@ const CLIENT_OPTIONS: [&str; 3] = ["request_timeout", "close_timeout", "memory_b
 
 impl Host {
     /// Returns `name:port`, with brackets around an IPv6 address and with a default for the port.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let url = ConnectUrl::parse("redis://a,[::1]:7")?;
+    /// assert_eq!(url.hosts()[0].address(6379), "a:6379");
+    /// assert_eq!(url.hosts()[1].address(6379), "[::1]:7");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn address(&self, default_port: u16) -> String {
         let port = self.port.unwrap_or(default_port);

@@ -66,6 +66,14 @@ impl Default for MemoryConfig {
 
 impl MemoryConfig {
     /// Sets how long messages are kept where the topic does not say.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_retention_age(Duration::from_secs(3600));
+    /// assert_eq!(config.retention_age, Duration::from_secs(3600));
+    /// ```
     #[must_use]
     pub fn with_retention_age(mut self, age: Duration) -> Self {
         self.retention_age = age;
@@ -73,6 +81,13 @@ impl MemoryConfig {
     }
 
     /// Sets how many bytes a partition keeps where the topic does not say.
+    ///
+    /// ```
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_retention_bytes(1 << 20);
+    /// assert_eq!(config.retention_bytes, 1 << 20);
+    /// ```
     #[must_use]
     pub fn with_retention_bytes(mut self, bytes: u64) -> Self {
         self.retention_bytes = bytes;
@@ -80,6 +95,19 @@ impl MemoryConfig {
     }
 
     /// Sets the most partitions that a topic can have.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let mq = Mq::from_driver(MemoryMq::with_config(MemoryConfig::default().with_max_partitions(8))?);
+    /// let error = mq.create_topic("orders", 9).await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::InvalidPartition);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn with_max_partitions(mut self, partitions: u32) -> Self {
         self.max_partitions = partitions;
@@ -87,6 +115,14 @@ impl MemoryConfig {
     }
 
     /// Sets how long a group member may go without renewal.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_lease(Duration::from_secs(5));
+    /// assert_eq!(config.lease, Some(Duration::from_secs(5)));
+    /// ```
     #[must_use]
     pub fn with_lease(mut self, lease: Duration) -> Self {
         self.lease = Some(lease);
@@ -94,6 +130,14 @@ impl MemoryConfig {
     }
 
     /// Sets how long a member of a shared group keeps a message.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_shared_lease(Duration::from_secs(5));
+    /// assert_eq!(config.shared_lease, Duration::from_secs(5));
+    /// ```
     #[must_use]
     pub fn with_shared_lease(mut self, lease: Duration) -> Self {
         self.shared_lease = lease;
@@ -101,6 +145,13 @@ impl MemoryConfig {
     }
 
     /// Sets how many messages of a shared group may be handed out and not settled.
+    ///
+    /// ```
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_max_unsettled(1000);
+    /// assert_eq!(config.max_unsettled, 1000);
+    /// ```
     #[must_use]
     pub fn with_max_unsettled(mut self, messages: usize) -> Self {
         self.max_unsettled = messages;
@@ -108,6 +159,14 @@ impl MemoryConfig {
     }
 
     /// Sets how long a member may take to give a partition back.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_revoke_timeout(Duration::from_secs(5));
+    /// assert_eq!(config.revoke_timeout, Duration::from_secs(5));
+    /// ```
     #[must_use]
     pub fn with_revoke_timeout(mut self, timeout: Duration) -> Self {
         self.revoke_timeout = timeout;
@@ -115,6 +174,14 @@ impl MemoryConfig {
     }
 
     /// Sets how long a call waits for a frozen broker.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_request_timeout(Duration::from_secs(5));
+    /// assert_eq!(config.request_timeout, Duration::from_secs(5));
+    /// ```
     #[must_use]
     pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
@@ -122,6 +189,14 @@ impl MemoryConfig {
     }
 
     /// Sets the longest delay of a message.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_max_delay(Duration::from_secs(3600));
+    /// assert_eq!(config.max_delay, Duration::from_secs(3600));
+    /// ```
     #[must_use]
     pub fn with_max_delay(mut self, delay: Duration) -> Self {
         self.max_delay = delay;
@@ -129,6 +204,13 @@ impl MemoryConfig {
     }
 
     /// Sets the most messages that may wait for their time.
+    ///
+    /// ```
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_max_delayed(1000);
+    /// assert_eq!(config.max_delayed, 1000);
+    /// ```
     #[must_use]
     pub fn with_max_delayed(mut self, messages: usize) -> Self {
         self.max_delayed = messages;

@@ -51,12 +51,38 @@ pub struct MemoryMq {
 
 impl MemoryMq {
     /// Makes a private broker with the default settings and connects to it.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// let mq = Mq::from_driver(MemoryMq::new());
+    /// let other = Mq::from_driver(MemoryMq::new());
+    /// mq.create_topic("orders", 4).await?;
+    /// assert!(other.list_topics().await?.is_empty()); // each has its own broker
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::on(Broker::new(None, MemoryConfig::default()))
     }
 
     /// Makes a private broker and connects to it.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let memory = MemoryMq::with_config(MemoryConfig::default().with_max_partitions(8))?;
+    /// assert_eq!(Mq::from_driver(memory).capabilities().max_partitions, 8);
+    /// let refused = MemoryMq::with_config(MemoryConfig::default().with_max_partitions(0));
+    /// assert_eq!(refused.unwrap_err().kind(), mq_api::ErrorKind::InvalidConfig);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`](mq_api::ErrorKind::InvalidConfig) names a setting that is out of range.
@@ -88,6 +114,19 @@ impl MemoryMq {
 
     /// Connects to the broker of a name in this process, which the first connection makes with these settings.
     ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// use mq_memory::MemoryConfig;
+    ///
+    /// let config = MemoryConfig::default().with_max_partitions(8);
+    /// let memory = MemoryMq::connect_with("warehouse", config)?;
+    /// assert_eq!(Mq::from_driver(memory).capabilities().max_partitions, 8);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`connect`](Self::connect), and [`ErrorKind::InvalidConfig`](mq_api::ErrorKind::InvalidConfig) for a setting
     /// that is out of range, or where the broker runs with other settings.
@@ -97,6 +136,19 @@ impl MemoryMq {
     }
 
     /// Connects as a URL says: `memory://name?option=value`, where `memory://` alone is a private broker.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// use mq_api::url::ConnectUrl;
+    ///
+    /// let url = ConnectUrl::parse("memory://archive?max_partitions=8")?;
+    /// let mq = Mq::from_driver(MemoryMq::from_url(&url)?);
+    /// assert_eq!(mq.capabilities().max_partitions, 8);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`connect_with`](Self::connect_with), and [`ErrorKind::InvalidConfig`](mq_api::ErrorKind::InvalidConfig) for
@@ -121,6 +173,18 @@ impl MemoryMq {
     }
 
     /// Returns the handle that makes this broker fail on demand.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// let memory = MemoryMq::new();
+    /// let mq = Mq::from_driver(memory.clone());
+    /// memory.faults().cut();
+    /// assert_eq!(mq.list_topics().await.unwrap_err().kind(), mq_api::ErrorKind::Connection);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn faults(&self) -> Faults {
         Faults::new(Arc::clone(&self.broker))

@@ -130,6 +130,24 @@ impl Faults {
     }
 
     /// Fails messages with a probability between 0 and 1. The same seed fails the same ones of the same run.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// use mq_memory::SendFault;
+    ///
+    /// faults.fail_sends_at_random(42, 1.0, SendFault::Lost); // every one
+    /// let error = producer.produce("paid").await.unwrap_err();
+    /// assert_eq!(error.outcome(), mq_api::Outcome::Unknown);
+    /// # Ok(()) }
+    /// ```
     pub fn fail_sends_at_random(&self, seed: u64, probability: f64, fault: SendFault) {
         self.change(|plan| {
             plan.random = Some(Random {
@@ -141,12 +159,48 @@ impl Faults {
     }
 
     /// Makes each send and each call take so much longer; zero ends it.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let begun = Instant::now();
+    /// faults.slow_down(Duration::from_millis(20));
+    /// producer.produce("paid").await?;
+    /// assert!(begun.elapsed() >= Duration::from_millis(20));
+    /// # Ok(()) }
+    /// ```
     pub fn slow_down(&self, by: Duration) {
         self.change(|plan| plan.slow = by);
     }
 
     /// Drops every connection: members lose what they own and join again at once with new epochs, messages held in
     /// shared groups go back, sends under way fail as `Unknown`.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// producer.produce("paid").await?;
+    /// faults.drop_connections();
+    /// let consumer = mq.consumer("orders", "billing").await?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"paid");
+    /// # Ok(()) }
+    /// ```
     pub fn drop_connections(&self) {
         self.lose(|_| {});
         self.recover();
@@ -208,6 +262,25 @@ impl Faults {
     }
 
     /// Cuts the broker off for a while.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let begun = Instant::now();
+    /// faults.cut_for(Duration::from_millis(20));
+    /// producer.produce("paid").await?; // tried again until the broker is back
+    /// assert!(begun.elapsed() >= Duration::from_millis(20));
+    /// # Ok(()) }
+    /// ```
     pub fn cut_for(&self, time: Duration) {
         self.cut();
         let number = lock(&self.broker.faults.plan).cut;
@@ -219,12 +292,46 @@ impl Faults {
     }
 
     /// Ends a cut: members join again with new epochs.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// faults.cut();
+    /// assert!(mq.describe_topic("orders").await.is_err());
+    /// faults.reconnect();
+    /// assert!(mq.describe_topic("orders").await.is_ok());
+    /// # Ok(()) }
+    /// ```
     pub fn reconnect(&self) {
         self.change(|plan| plan.cut = None);
         self.recover();
     }
 
     /// Freezes the broker until [`thaw`](Self::thaw): calls and sends wait, nothing is given out, no lease is renewed.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// faults.freeze();
+    /// let pending = producer.enqueue("paid").await?; // taken, not stored
+    /// faults.thaw();
+    /// assert_eq!(pending.await?.offset, Some(0));
+    /// # Ok(()) }
+    /// ```
     pub fn freeze(&self) {
         self.change(|plan| {
             plan.next += 1;
@@ -263,6 +370,24 @@ impl Faults {
     }
 
     /// Ends a freeze: what waited goes on, in order.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// faults.freeze();
+    /// let first = producer.enqueue("a").await?;
+    /// let second = producer.enqueue("b").await?;
+    /// faults.thaw();
+    /// assert_eq!((first.await?.offset, second.await?.offset), (Some(0), Some(1)));
+    /// # Ok(()) }
+    /// ```
     pub fn thaw(&self) {
         self.change(|plan| plan.frozen = None);
         drain(&self.broker);
@@ -271,22 +396,97 @@ impl Faults {
 
     /// Asks the owner of a partition to give it back, as a rebalance does; `false` where it has none. It goes to
     /// whoever is to have it then, maybe to the same member with a new epoch.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?; // it owns the partition by now
+    /// assert!(faults.revoke(consumer.topic(), consumer.group(), 0));
+    /// assert!(!faults.revoke(consumer.topic(), consumer.group(), 1)); // there is no such partition
+    /// # Ok(()) }
+    /// ```
     pub fn revoke(&self, topic: &TopicName, group: &GroupName, partition: u32) -> bool {
         self.with_group(topic, group, |group, wakes| group.revoke(partition, false, wakes))
     }
 
     /// Takes a partition away from its owner unasked, as a lost session does; `false` where it has none.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let held = consumer.consume().await?;
+    /// assert!(faults.take_away(consumer.topic(), consumer.group(), 0));
+    /// assert_eq!(consumer.consume().await?.payload(), b"paid"); // again, it was not acked
+    /// # drop(held);
+    /// # Ok(()) }
+    /// ```
     pub fn take_away(&self, topic: &TopicName, group: &GroupName, partition: u32) -> bool {
         self.with_group(topic, group, |group, wakes| group.revoke(partition, true, wakes))
     }
 
     /// Freezes the member that owns a partition, as a stopped process: it hears nothing and renews no lease. Where
     /// [`MemoryConfig::lease`](crate::MemoryConfig::lease) is set, others take over once its lease is over.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?; // it owns the partition by now
+    /// assert!(faults.freeze_owner(consumer.topic(), consumer.group(), 0));
+    /// assert!(faults.thaw_members(consumer.topic(), consumer.group()));
+    /// # Ok(()) }
+    /// ```
     pub fn freeze_owner(&self, topic: &TopicName, group: &GroupName, partition: u32) -> bool {
         self.with_group(topic, group, |group, wakes| group.freeze_owner(partition, wakes))
     }
 
     /// Thaws the frozen members of a group.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// consumer.consume().await?.ack()?;
+    /// faults.freeze_owner(consumer.topic(), consumer.group(), 0);
+    /// assert!(faults.thaw_members(consumer.topic(), consumer.group()));
+    /// producer.produce("shipped").await?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"shipped");
+    /// # Ok(()) }
+    /// ```
     pub fn thaw_members(&self, topic: &TopicName, group: &GroupName) -> bool {
         self.with_group(topic, group, |group, wakes| {
             group.thaw_members(wakes);
@@ -295,6 +495,22 @@ impl Faults {
     }
 
     /// Ends every fault that lasts. Frozen members stay so.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let faults = memory.faults();
+    /// # let mq = Mq::from_driver(memory);
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// faults.cut();
+    /// faults.clear();
+    /// assert_eq!(producer.produce("paid").await?.offset, Some(0));
+    /// # Ok(()) }
+    /// ```
     pub fn clear(&self) {
         self.change(|plan| {
             plan.slow = Duration::ZERO;

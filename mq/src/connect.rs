@@ -97,6 +97,14 @@ impl Default for ConnectOptions {
 
 impl ConnectOptions {
     /// Sets the options of the client.
+    ///
+    /// ```
+    /// use mq::{ClientOptions, ConnectOptions};
+    ///
+    /// let client = ClientOptions::default().with_memory_budget(64 * 1024 * 1024);
+    /// let options = ConnectOptions::default().with_client(client);
+    /// assert_eq!(options.client.memory_budget, 64 * 1024 * 1024);
+    /// ```
     #[must_use]
     pub fn with_client(mut self, client: ClientOptions) -> Self {
         self.client = client;
@@ -104,6 +112,14 @@ impl ConnectOptions {
     }
 
     /// Sets how long opening the connection may take, 1 ms to 1 h.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq::ConnectOptions;
+    ///
+    /// let options = ConnectOptions::default().with_connect_timeout(Duration::from_secs(5));
+    /// assert_eq!(options.connect_timeout, Duration::from_secs(5));
+    /// ```
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;

@@ -98,6 +98,22 @@ impl Mq {
     /// The group is identified by the topic and its name together. When the awaited builder returns, the start of a
     /// new group is fixed: `Latest` misses nothing that is sent after that.
     ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").await?;
+    /// assert_eq!(consumer.consume().await?.payload(), b"paid");
+    /// let error = mq.consumer("invoices", "billing").await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::TopicNotFound);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`InvalidGroup`](ErrorKind::InvalidGroup), [`InvalidTopic`](ErrorKind::InvalidTopic),
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) for an option out of its range,
@@ -209,6 +225,22 @@ impl ConsumerBuilder {
 
     /// Sets how many bytes of each partition are fetched ahead of hand-over, at least 1 KiB; one message may be larger.
     /// Default 8 MiB.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").prefetch_bytes(1 << 20).await?;
+    /// consumer.consume().await?.ack()?;
+    /// let too_few = mq.consumer("orders", "billing").prefetch_bytes(100).await;
+    /// assert_eq!(too_few.unwrap_err().kind(), mq_api::ErrorKind::InvalidConfig);
+    /// # Ok(()) }
+    /// ```
     pub fn prefetch_bytes(mut self, bytes: usize) -> Self {
         self.options.prefetch_bytes = bytes;
         self
@@ -240,6 +272,22 @@ impl ConsumerBuilder {
 
     /// Sets how many bytes of each partition may be handed over and not settled, at least 1 KiB; one message may be
     /// larger. Default 64 MiB.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").max_unacked_bytes(1 << 20).await?;
+    /// consumer.consume().await?.ack()?;
+    /// let too_few = mq.consumer("orders", "billing").max_unacked_bytes(100).await;
+    /// assert_eq!(too_few.unwrap_err().kind(), mq_api::ErrorKind::InvalidConfig);
+    /// # Ok(()) }
+    /// ```
     pub fn max_unacked_bytes(mut self, bytes: usize) -> Self {
         self.options.max_unacked_bytes = bytes;
         self
@@ -341,6 +389,22 @@ impl ConsumerBuilder {
     }
 
     /// Sets after how many acks they are stored without waiting for the interval, at least 1. Default 1000.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let consumer = mq.consumer("orders", "billing").commit_every(1).await?;
+    /// consumer.consume().await?.ack()?;
+    /// consumer.commit().await?;
+    /// assert_eq!(consumer.lag().await?.total(), 0);
+    /// # Ok(()) }
+    /// ```
     pub fn commit_every(mut self, acks: usize) -> Self {
         self.options.commit_every = acks;
         self
@@ -411,12 +475,48 @@ impl ConsumerBuilder {
     }
 
     /// Sets how long the backend must be out of reach before `consume` returns an error, 1 ms to 1 h. Default 30 s.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// use std::time::Duration;
+    ///
+    /// let consumer = mq.consumer("orders", "billing").outage_after(Duration::from_secs(5)).await?;
+    /// consumer.consume().await?.ack()?;
+    /// let never = mq.consumer("orders", "billing").outage_after(Duration::MAX).await;
+    /// assert_eq!(never.unwrap_err().kind(), mq_api::ErrorKind::InvalidConfig);
+    /// # Ok(()) }
+    /// ```
     pub fn outage_after(mut self, after: Duration) -> Self {
         self.options.outage_after = after;
         self
     }
 
     /// Sets how long a close may take to store and to leave, 1 ms to 1 h. Default 10 s.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// use std::time::Duration;
+    ///
+    /// let consumer = mq.consumer("orders", "billing").close_timeout(Duration::from_secs(2)).await?;
+    /// consumer.consume().await?.ack()?;
+    /// consumer.close().await?; // within 2 s
+    /// assert_eq!(mq.lag("orders", "billing").await?.total(), 0);
+    /// # Ok(()) }
+    /// ```
     pub fn close_timeout(mut self, timeout: Duration) -> Self {
         self.options.close_timeout = timeout;
         self
@@ -424,12 +524,44 @@ impl ConsumerBuilder {
 
     /// Sets how long a message is kept for a holder that does not settle it, in shared mode, 1 ms to 24 h.
     /// Default 30 min.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// use std::time::Duration;
+    /// use mq_api::Mode;
+    ///
+    /// let builder = mq.consumer("orders", "billing").mode(Mode::Shared);
+    /// let consumer = builder.max_hold(Duration::from_secs(60)).await?;
+    /// consumer.consume().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
     pub fn max_hold(mut self, hold: Duration) -> Self {
         self.options.max_hold = hold;
         self
     }
 
     /// Sets something that only this backend knows.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// let refused = mq.consumer("orders", "billing").property("tag", "eu").await;
+    /// assert_eq!(refused.unwrap_err().kind(), mq_api::ErrorKind::InvalidConfig); // memory has none
+    /// # Ok(()) }
+    /// ```
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.properties.push((name.into(), value.into()));
         self

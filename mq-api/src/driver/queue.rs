@@ -56,6 +56,15 @@ pub struct QueueRecord {
 
 impl QueueRecord {
     /// Makes a record.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Moment, Timestamp};
+    /// use mq_api::driver::{QueueReceipt, QueueRecord, Record};
+    ///
+    /// let record = Record::new(7, Timestamp::from_millis(0), Message::new("paid"));
+    /// let held = QueueRecord::new(0, record, QueueReceipt("7-0".into()), 1, Moment::from_nanos(30));
+    /// assert_eq!((held.record.offset, held.attempt), (7, 1));
+    /// ```
     #[must_use]
     pub fn new(
         partition: u32,

@@ -19,6 +19,14 @@ pub struct Record {
 
 impl Record {
     /// Makes a record.
+    ///
+    /// ```
+    /// use mq_api::{Message, Timestamp, driver::Record};
+    ///
+    /// let record = Record::new(7, Timestamp::from_millis(1000), Message::new("paid"));
+    /// assert_eq!(record.offset, 7);
+    /// assert_eq!(record.message.payload_or_empty(), b"paid");
+    /// ```
     #[must_use]
     pub fn new(offset: Offset, stored_at: Timestamp, message: Message) -> Self {
         Self {
@@ -56,29 +64,69 @@ pub struct Records {
 
 impl Records {
     /// Lends the records of a segment that lie in a range, in the order of their offsets.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use mq_api::{Message, Timestamp, driver::{Record, Records}};
+    /// # let record = |offset| Record::new(offset, Timestamp::from_millis(0), Message::new("paid"));
+    /// let segment = Arc::new(vec![record(7), record(8), record(9)]);
+    /// let records = Records::new(segment, 1..3);
+    /// assert_eq!(records.iter().next().map(|record| record.offset), Some(8));
+    /// ```
     #[must_use]
     pub fn new(segment: Arc<dyn Segment>, range: Range<u32>) -> Self {
         Self { segment, range }
     }
 
     /// Counts the records.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Timestamp, driver::{Record, Records}};
+    /// # let record = Record::new(7, Timestamp::from_millis(0), Message::new("paid"));
+    /// let records = Records::from(vec![record]);
+    /// assert_eq!(records.len(), 1);
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.range.len()
     }
 
     /// Tells whether there are none.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use mq_api::{Message, Timestamp, driver::{Record, Records}};
+    /// # let record = Record::new(7, Timestamp::from_millis(0), Message::new("paid"));
+    /// let records = Records::new(Arc::new(vec![record]), 0..0);
+    /// assert!(records.is_empty());
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
     }
 
     /// Goes through the records in order.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Timestamp, driver::{Record, Records}};
+    /// # let record = |offset| Record::new(offset, Timestamp::from_millis(0), Message::new("paid"));
+    /// let records = Records::from(vec![record(7), record(9)]);
+    /// let offsets: Vec<u64> = records.iter().map(|record| record.offset).collect();
+    /// assert_eq!(offsets, [7, 9]);
+    /// ```
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Record> {
         self.range.clone().map(|index| self.segment.record(index))
     }
 
     /// Returns the segment and the range in it.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Timestamp, driver::{Record, Records, Segment}};
+    /// # let record = Record::new(7, Timestamp::from_millis(0), Message::new("paid"));
+    /// let (segment, range) = Records::from(vec![record]).into_parts();
+    /// assert_eq!(range, 0..1);
+    /// assert_eq!(segment.record(0).offset, 7);
+    /// ```
     #[must_use]
     pub fn into_parts(self) -> (Arc<dyn Segment>, Range<u32>) {
         (self.segment, self.range)

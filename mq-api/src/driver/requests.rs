@@ -17,6 +17,15 @@ pub struct ProducerRequest {
 
 impl ProducerRequest {
     /// Asks for a producer of a topic.
+    ///
+    /// ```
+    /// # use mq_api::{TopicName, driver};
+    /// # fn main() -> mq_api::Result<()> {
+    /// let topic = TopicName::new("orders")?;
+    /// let request = driver::ProducerRequest::new(topic);
+    /// assert_eq!((request.topic.as_str(), request.max_batch), ("orders", 1024));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn new(topic: TopicName) -> Self {
         Self {
@@ -42,6 +51,14 @@ pub struct SendWindow {
 
 impl SendWindow {
     /// Makes a window.
+    ///
+    /// ```
+    /// use mq_api::driver::SendWindow;
+    ///
+    /// let window = SendWindow::new(1, 500, 1024 * 1024);
+    /// assert_eq!((window.batches_per_partition, window.batch_messages), (1, 500));
+    /// assert!(!window.stores_now);
+    /// ```
     #[must_use]
     pub fn new(batches_per_partition: usize, batch_messages: usize, batch_bytes: usize) -> Self {
         Self {
@@ -53,6 +70,12 @@ impl SendWindow {
     }
 
     /// Says that messages may be stored within the call.
+    ///
+    /// ```
+    /// # use mq_api::driver::SendWindow;
+    /// let window = SendWindow::new(1, 500, 1024 * 1024).with_store_now();
+    /// assert!(window.stores_now);
+    /// ```
     #[must_use]
     pub fn with_store_now(mut self) -> Self {
         self.stores_now = true;
@@ -94,6 +117,16 @@ pub struct Subscription {
 
 impl Subscription {
     /// Asks to join a group with the default options.
+    ///
+    /// ```
+    /// # use mq_api::{GroupName, Start, TopicName, driver};
+    /// # fn main() -> mq_api::Result<()> {
+    /// let topic = TopicName::new("orders")?;
+    /// let subscription = driver::Subscription::new(topic, GroupName::new("billing")?);
+    /// assert_eq!(subscription.start, Start::Earliest);
+    /// assert_eq!(subscription.prefetch.messages, 1000);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn new(topic: TopicName, group: GroupName) -> Self {
         Self {
@@ -145,6 +178,14 @@ pub struct Assignment {
 
 impl Assignment {
     /// Makes an assignment that begins at a position, with nothing acked above it and no attempts known.
+    ///
+    /// ```
+    /// use mq_api::driver::{Assignment, AssignmentId};
+    ///
+    /// let assignment = Assignment::new(AssignmentId { partition: 0, epoch: 1 }, 7);
+    /// assert_eq!(assignment.position, 7);
+    /// assert!(assignment.clean && assignment.acked_above.is_empty());
+    /// ```
     #[must_use]
     pub fn new(id: AssignmentId, position: Offset) -> Self {
         Self {
@@ -159,6 +200,13 @@ impl Assignment {
     }
 
     /// Sets which life of the topic it is.
+    ///
+    /// ```
+    /// # use mq_api::{TopicId, driver::{Assignment, AssignmentId}};
+    /// # let id = AssignmentId { partition: 0, epoch: 1 };
+    /// let assignment = Assignment::new(id, 7).with_topic_id(TopicId::new("life-2"));
+    /// assert_eq!(assignment.topic_id, Some(TopicId::new("life-2")));
+    /// ```
     #[must_use]
     pub fn with_topic_id(mut self, id: TopicId) -> Self {
         self.topic_id = Some(id);
@@ -166,6 +214,13 @@ impl Assignment {
     }
 
     /// Sets what is acked at or above the position.
+    ///
+    /// ```
+    /// # use mq_api::driver::{Assignment, AssignmentId};
+    /// # let id = AssignmentId { partition: 0, epoch: 1 };
+    /// let assignment = Assignment::new(id, 7).with_acked_above(vec![9..12]);
+    /// assert_eq!(assignment.acked_above[0], 9..12);
+    /// ```
     #[must_use]
     pub fn with_acked_above(mut self, ranges: Vec<Range<Offset>>) -> Self {
         self.acked_above = ranges;
@@ -173,6 +228,13 @@ impl Assignment {
     }
 
     /// Sets how often messages have been handed over.
+    ///
+    /// ```
+    /// # use mq_api::driver::{Assignment, AssignmentId};
+    /// # let id = AssignmentId { partition: 0, epoch: 1 };
+    /// let assignment = Assignment::new(id, 7).with_attempts(vec![(7, 2)]);
+    /// assert_eq!(assignment.attempts[0], (7, 2));
+    /// ```
     #[must_use]
     pub fn with_attempts(mut self, attempts: Vec<(Offset, u32)>) -> Self {
         self.attempts = attempts;
@@ -180,6 +242,13 @@ impl Assignment {
     }
 
     /// Sets whether the last owner gave it back in order.
+    ///
+    /// ```
+    /// # use mq_api::driver::{Assignment, AssignmentId};
+    /// # let id = AssignmentId { partition: 0, epoch: 1 };
+    /// let assignment = Assignment::new(id, 7).with_clean(false);
+    /// assert!(!assignment.clean);
+    /// ```
     #[must_use]
     pub fn with_clean(mut self, clean: bool) -> Self {
         self.clean = clean;
@@ -187,6 +256,16 @@ impl Assignment {
     }
 
     /// Sets the lease.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{Clock, Lease, driver::{Assignment, AssignmentId}};
+    /// # let id = AssignmentId { partition: 0, epoch: 1 };
+    /// let clock = Clock::manual();
+    /// let until = clock.now() + Duration::from_secs(30);
+    /// let assignment = Assignment::new(id, 7).with_lease(Lease::new(clock, until));
+    /// assert_eq!(assignment.lease.map(|lease| lease.until()), Some(until));
+    /// ```
     #[must_use]
     pub fn with_lease(mut self, lease: Lease) -> Self {
         self.lease = Some(lease);
@@ -241,6 +320,16 @@ pub struct Batch {
 
 impl Batch {
     /// Makes a batch.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Timestamp};
+    /// use mq_api::driver::{AssignmentId, Batch, Record, Records};
+    ///
+    /// # let id = AssignmentId { partition: 0, epoch: 1 };
+    /// let record = Record::new(7, Timestamp::from_millis(0), Message::new("paid"));
+    /// let batch = Batch::new(id, 0, Records::from(vec![record]), 8);
+    /// assert_eq!((batch.records.len(), batch.next_offset), (1, 8));
+    /// ```
     #[must_use]
     pub fn new(assignment: AssignmentId, generation: u64, records: Records, next_offset: Offset) -> Self {
         Self {
@@ -270,6 +359,14 @@ pub struct Commit {
 
 impl Commit {
     /// Asks to store a position.
+    ///
+    /// ```
+    /// use mq_api::driver::{AssignmentId, Commit};
+    ///
+    /// let commit = Commit::new(AssignmentId { partition: 0, epoch: 1 }, 7);
+    /// assert_eq!(commit.position, 7);
+    /// assert!(commit.acked_above.is_empty() && commit.attempts.is_empty());
+    /// ```
     #[must_use]
     pub fn new(assignment: AssignmentId, position: Offset) -> Self {
         Self {
@@ -302,6 +399,15 @@ pub struct CommittedRequest {
 
 impl CommittedRequest {
     /// Asks for a group's positions in a topic.
+    ///
+    /// ```
+    /// # use mq_api::{GroupName, TopicName, driver};
+    /// # fn main() -> mq_api::Result<()> {
+    /// let topic = TopicName::new("orders")?;
+    /// let request = driver::CommittedRequest::new(topic, GroupName::new("billing")?);
+    /// assert_eq!((request.topic.as_str(), request.group.as_str()), ("orders", "billing"));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn new(topic: TopicName, group: GroupName) -> Self {
         Self { topic, group }
@@ -322,6 +428,14 @@ pub struct CommittedPosition {
 
 impl CommittedPosition {
     /// Makes a position.
+    ///
+    /// ```
+    /// use mq_api::CommittedPosition;
+    ///
+    /// let committed = CommittedPosition::new(3, 7);
+    /// assert_eq!((committed.partition, committed.position), (3, 7));
+    /// assert!(committed.acked_above.is_empty());
+    /// ```
     #[must_use]
     pub fn new(partition: u32, position: Offset) -> Self {
         Self {
@@ -332,6 +446,12 @@ impl CommittedPosition {
     }
 
     /// Sets what is acked above the position.
+    ///
+    /// ```
+    /// # use mq_api::CommittedPosition;
+    /// let committed = CommittedPosition::new(3, 7).with_acked_above(vec![9..12]);
+    /// assert_eq!(committed.acked_above[0], 9..12);
+    /// ```
     #[must_use]
     pub fn with_acked_above(mut self, ranges: Vec<Range<Offset>>) -> Self {
         self.acked_above = ranges;
@@ -357,6 +477,14 @@ pub struct FetchRequest {
 
 impl FetchRequest {
     /// Asks for up to so many messages from a position on, without waiting.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::{Position, driver::FetchRequest};
+    ///
+    /// let request = FetchRequest::new(0, Position::Offset(7), 100);
+    /// assert_eq!((request.max_messages, request.wait), (100, Duration::ZERO));
+    /// ```
     #[must_use]
     pub fn new(partition: u32, position: Position, max_messages: usize) -> Self {
         Self {
@@ -369,6 +497,14 @@ impl FetchRequest {
     }
 
     /// Sets how long to wait where there is nothing yet.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::{Position, driver::FetchRequest};
+    /// let wait = Duration::from_secs(1);
+    /// let request = FetchRequest::new(0, Position::Earliest, 100).with_wait(wait);
+    /// assert_eq!(request.wait, wait);
+    /// ```
     #[must_use]
     pub fn with_wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
@@ -388,6 +524,15 @@ pub struct Fetched {
 
 impl Fetched {
     /// Makes an answer.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Timestamp};
+    /// use mq_api::driver::{Fetched, Record, Records};
+    ///
+    /// let record = Record::new(7, Timestamp::from_millis(0), Message::new("paid"));
+    /// let fetched = Fetched::new(Records::from(vec![record]), 8);
+    /// assert_eq!((fetched.records.len(), fetched.next_offset), (1, 8));
+    /// ```
     #[must_use]
     pub fn new(records: Records, next_offset: Offset) -> Self {
         Self { records, next_offset }

@@ -88,6 +88,20 @@ impl Run {
 
 impl SendBatch {
     /// Makes a batch and, for each message, what waits for its result. For tests of drivers.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// let deadline = Instant::now() + Duration::from_secs(5);
+    /// let (batch, waiting) = SendBatch::new(3, vec![Message::new("paid")], deadline);
+    /// batch.complete_all(Some(7));
+    /// for status in waiting {
+    ///     assert_eq!(status.await?.offset, Some(7));
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn new(partition: u32, messages: Vec<Message>, deadline: Instant) -> (Self, Vec<SendStatus>) {
         let slots: Vec<Arc<Slots>> = messages
@@ -125,6 +139,15 @@ impl SendBatch {
     }
 
     /// Returns the partition.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (batch, _waiting) = SendBatch::new(3, messages, deadline);
+    /// assert_eq!(batch.partition(), 3);
+    /// ```
     #[must_use]
     #[inline]
     pub fn partition(&self) -> u32 {
@@ -132,6 +155,15 @@ impl SendBatch {
     }
 
     /// Returns when the last of the messages is given up.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let deadline = Instant::now() + Duration::from_secs(5);
+    /// let (batch, _waiting) = SendBatch::new(3, messages, deadline);
+    /// assert_eq!(batch.deadline(), deadline);
+    /// ```
     #[must_use]
     pub fn deadline(&self) -> Instant {
         let timeout = || self.owner().map_or(Duration::ZERO, |owner| owner.timeout());
@@ -144,6 +176,16 @@ impl SendBatch {
     }
 
     /// Counts the messages, also those that were taken.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (mut batch, _waiting) = SendBatch::new(3, messages, deadline);
+    /// let _taken = batch.take_messages();
+    /// assert_eq!(batch.len(), 2);
+    /// ```
     #[must_use]
     #[inline]
     pub fn len(&self) -> usize {
@@ -154,12 +196,29 @@ impl SendBatch {
     }
 
     /// Tells whether there are none.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// let (batch, waiting) = SendBatch::new(3, Vec::new(), deadline);
+    /// assert!(batch.is_empty() && waiting.is_empty());
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
     /// Returns the messages in order; empty after [`take_messages`](Self::take_messages).
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (batch, _waiting) = SendBatch::new(3, messages, deadline);
+    /// assert_eq!(batch.messages()[1].payload_or_empty(), b"sent");
+    /// ```
     #[must_use]
     #[inline]
     pub fn messages(&self) -> &[Message] {
@@ -167,6 +226,16 @@ impl SendBatch {
     }
 
     /// Moves the messages out, for a driver that cannot fail any more. They can then not be sent again.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (mut batch, _waiting) = SendBatch::new(3, messages, deadline);
+    /// assert_eq!(batch.take_messages().len(), 2);
+    /// assert!(batch.messages().is_empty());
+    /// ```
     #[inline]
     pub fn take_messages(&mut self) -> impl ExactSizeIterator<Item = Message> + use<> {
         std::mem::take(&mut self.messages).into_iter()
@@ -175,6 +244,17 @@ impl SendBatch {
     /// Says that messages are about to leave this process: from here on a deadline that passes means
     /// [`Outcome::Unknown`](crate::Outcome::Unknown). Returns `false` where some of them have been given up before; ask
     /// [`begin_one`](Self::begin_one) which, and skip those.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (batch, _waiting) = SendBatch::new(3, messages, deadline);
+    /// assert!(batch.begin_io(0..2));
+    /// batch.complete_all(Some(7));
+    /// assert!(!batch.begin_io(0..2)); // settled by now
+    /// ```
     #[inline]
     pub fn begin_io(&self, range: Range<usize>) -> bool {
         if let Some(run) = self.only_run()
@@ -188,11 +268,36 @@ impl SendBatch {
     }
 
     /// Says that one message is about to leave this process; `false` where it has been given up and must be skipped.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (batch, _waiting) = SendBatch::new(3, messages, deadline);
+    /// batch.complete_one(0, Some(7));
+    /// assert!(!batch.begin_one(0)); // settled by now
+    /// assert!(batch.begin_one(1));
+    /// ```
     pub fn begin_one(&self, index: usize) -> bool {
         index < self.len() && self.begin_io(index..index + 1)
     }
 
     /// Settles one message as stored, at an offset where the backend tells.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (batch, mut waiting) = SendBatch::new(3, messages, deadline);
+    /// batch.complete_one(1, Some(8));
+    /// let receipt = waiting.remove(1).await?;
+    /// assert_eq!((receipt.partition, receipt.offset), (3, Some(8)));
+    /// # Ok(()) }
+    /// ```
     pub fn complete_one(&self, index: usize, offset: Option<Offset>) {
         for (run, slots, _) in self.parts(index..index.saturating_add(1)) {
             run.slots.store(slots, self.partition, offset);
@@ -200,6 +305,19 @@ impl SendBatch {
     }
 
     /// Settles every message as stored, at dense offsets from `first` on where the backend tells.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Message, driver::SendBatch};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (batch, mut waiting) = SendBatch::new(3, messages, deadline);
+    /// batch.complete_all(Some(7));
+    /// assert_eq!(waiting.remove(1).await?.offset, Some(8));
+    /// # Ok(()) }
+    /// ```
     #[inline]
     pub fn complete_all(&self, first: Option<Offset>) {
         if let Some(run) = self.only_run() {
@@ -213,6 +331,20 @@ impl SendBatch {
     }
 
     /// Settles messages as failed. Where the error says `NotSent` and retryable, the portable layer may send them again.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Error, ErrorKind, Message, driver::SendBatch};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (batch, mut waiting) = SendBatch::new(3, messages, deadline);
+    /// batch.fail(0..1, &Error::new(ErrorKind::MessageTooLarge, "over the limit"));
+    /// let error = waiting.remove(0).await.unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::MessageTooLarge);
+    /// # Ok(()) }
+    /// ```
     pub fn fail(&self, range: Range<usize>, error: &Error) {
         let retry = self.may_retry(error);
         let mut wakes = Wakes::new();
@@ -223,6 +355,21 @@ impl SendBatch {
     }
 
     /// Settles every message as failed.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use mq_api::{Error, ErrorKind, Message, driver::SendBatch};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let deadline = Instant::now() + Duration::from_secs(5);
+    /// # let messages = vec![Message::new("paid"), Message::new("sent")];
+    /// let (batch, waiting) = SendBatch::new(3, messages, deadline);
+    /// batch.fail_all(&Error::new(ErrorKind::PermissionDenied, "read only"));
+    /// for status in waiting {
+    ///     assert_eq!(status.await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn fail_all(&self, error: &Error) {
         self.fail(0..usize::MAX, error);
     }

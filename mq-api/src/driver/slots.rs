@@ -523,6 +523,14 @@ impl Wakes {
     }
 
     /// Adds a waker.
+    ///
+    /// ```
+    /// # use std::task::Waker;
+    /// # use mq_api::driver::Wakes;
+    /// let mut wakes = Wakes::default();
+    /// wakes.add(Waker::noop().clone());
+    /// assert!(!wakes.is_empty());
+    /// ```
     #[inline]
     pub fn add(&mut self, waker: Waker) {
         if self.first.is_none() {
@@ -533,6 +541,15 @@ impl Wakes {
     }
 
     /// Moves the wakers of another collection here.
+    ///
+    /// ```
+    /// # use std::task::Waker;
+    /// # use mq_api::driver::Wakes;
+    /// # let (mut wakes, mut other) = (Wakes::default(), Wakes::default());
+    /// other.add(Waker::noop().clone());
+    /// wakes.append(&mut other);
+    /// assert!(other.is_empty() && !wakes.is_empty());
+    /// ```
     #[inline]
     pub fn append(&mut self, other: &mut Self) {
         if let Some(first) = other.first.take() {
@@ -548,6 +565,11 @@ impl Wakes {
     }
 
     /// Tells whether there is none.
+    ///
+    /// ```
+    /// # use mq_api::driver::Wakes;
+    /// assert!(Wakes::default().is_empty());
+    /// ```
     #[must_use]
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -555,6 +577,22 @@ impl Wakes {
     }
 
     /// Wakes all of them.
+    ///
+    /// ```
+    /// # use std::{sync::{Arc, atomic::{AtomicBool, Ordering}}, task::{Wake, Waker}};
+    /// # use mq_api::driver::Wakes;
+    /// # struct Flag(AtomicBool);
+    /// # impl Wake for Flag {
+    /// #     fn wake(self: Arc<Self>) {
+    /// #         self.0.store(true, Ordering::Relaxed);
+    /// #     }
+    /// # }
+    /// let flag = Arc::new(Flag(AtomicBool::new(false)));
+    /// let mut wakes = Wakes::default();
+    /// wakes.add(Waker::from(Arc::clone(&flag)));
+    /// wakes.wake_all();
+    /// assert!(flag.0.load(Ordering::Relaxed));
+    /// ```
     #[inline]
     pub fn wake_all(self) {
         if let Some(first) = self.first {

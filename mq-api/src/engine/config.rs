@@ -58,6 +58,14 @@ impl Backoff {
     };
 
     /// Waits as long after each attempt.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Backoff;
+    ///
+    /// let backoff = Backoff::fixed(Duration::from_secs(1));
+    /// assert_eq!(backoff.after(1), backoff.after(9));
+    /// ```
     #[must_use]
     pub const fn fixed(pause: Duration) -> Self {
         Self {
@@ -67,12 +75,29 @@ impl Backoff {
     }
 
     /// Waits for `first` after the first attempt, then twice as long each time, up to `most`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Backoff;
+    ///
+    /// let backoff = Backoff::exponential(Duration::from_millis(100), Duration::from_secs(1));
+    /// assert_eq!(backoff.after(2), Duration::from_millis(200));
+    /// assert_eq!(backoff.after(5), Duration::from_secs(1));
+    /// ```
     #[must_use]
     pub const fn exponential(first: Duration, most: Duration) -> Self {
         Self { first, most }
     }
 
     /// Returns the pause after an attempt, 1 being the first.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use mq_api::Backoff;
+    ///
+    /// assert_eq!(Backoff::default().after(1), Duration::from_millis(100));
+    /// assert_eq!(Backoff::NONE.after(1), Duration::ZERO);
+    /// ```
     #[must_use]
     pub fn after(&self, attempt: u32) -> Duration {
         let factor = 1u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -99,6 +124,25 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// Names an existing topic instead of the group's own, which is made on demand with one partition.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("broken").await?;
+    /// use mq_api::DeadLetter;
+    ///
+    /// mq.create_topic("failed", 1).await?;
+    /// let consumer = mq.consumer("orders", "billing").dead_letter(DeadLetter::topic("failed")).await?;
+    /// consumer.consume().await?.reject()?;
+    /// consumer.commit().await?;
+    /// assert_eq!(mq.consumer("failed", "inspection").await?.consume().await?.payload(), b"broken");
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn topic(name: impl Into<String>) -> Self {
         Self {

@@ -4,6 +4,12 @@ const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
 const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
 
 /// Hashes bytes by FNV-1a with 128 bits. It is no defence against names made to collide: check the full name.
+///
+/// ```
+/// use mq_api::escape::fnv1a_128;
+///
+/// assert_eq!(fnv1a_128(b"a"), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);
+/// ```
 #[must_use]
 pub fn fnv1a_128(bytes: &[u8]) -> u128 {
     bytes.iter().fold(OFFSET, |hash, byte| {

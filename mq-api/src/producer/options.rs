@@ -77,6 +77,20 @@ pub struct ProducerBuilder {
 
 impl Mq {
     /// Opens a producer of a topic: set its options, then await it.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// let producer = mq.producer("orders").await?;
+    /// assert_eq!(producer.produce_to(3, "paid").await?.partition, 3);
+    /// let error = mq.producer("invoices").await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::TopicNotFound);
+    /// # Ok(()) }
+    /// ```
     pub fn producer(&self, topic: impl AsRef<str>) -> ProducerBuilder {
         ProducerBuilder {
             mq: Arc::clone(&self.inner),
@@ -90,30 +104,111 @@ const OPERATION: &str = "producer";
 
 impl ProducerBuilder {
     /// Sets how long one send may take, the wait for room included; 1 ms to 1 h. Default 30 s.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let mq = Mq::from_driver(memory.clone());
+    /// # mq.create_topic("orders", 1).await?;
+    /// use std::time::Duration;
+    ///
+    /// let producer = mq.producer("orders").timeout(Duration::from_millis(20)).await?;
+    /// memory.faults().freeze(); // it answers nothing now
+    /// let error = producer.produce("paid").await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::Timeout);
+    /// # Ok(()) }
+    /// ```
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = timeout;
         self
     }
 
     /// Sets which partition a key belongs to. Default [`Partitioner::Murmur2`].
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// use mq_api::Partitioner;
+    ///
+    /// let last = Partitioner::custom(|_key, partitions| partitions - 1);
+    /// let producer = mq.producer("orders").partitioner(last).await?;
+    /// assert_eq!(producer.produce(Message::new("paid").with_key("user-7")).await?.partition, 3);
+    /// # Ok(()) }
+    /// ```
     pub fn partitioner(mut self, partitioner: Partitioner) -> Self {
         self.options.partitioner = partitioner;
         self
     }
 
     /// Sets how many messages may wait and be under way together. Default 10,000.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let mq = Mq::from_driver(memory.clone());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let producer = mq.producer("orders").buffer_messages(1).await?;
+    /// memory.faults().freeze(); // what is taken stays in the buffer
+    /// let first = producer.try_enqueue("a")?;
+    /// assert_eq!(producer.try_enqueue("b").unwrap_err().kind(), mq_api::ErrorKind::ResourceExhausted);
+    /// memory.faults().thaw();
+    /// first.await?;
+    /// # Ok(()) }
+    /// ```
     pub fn buffer_messages(mut self, messages: usize) -> Self {
         self.options.buffer_messages = messages;
         self
     }
 
     /// Sets how many bytes may wait and be under way together; at least 1 KiB. Default 32 MiB.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let mq = Mq::from_driver(memory.clone());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let producer = mq.producer("orders").buffer_bytes(1024).await?;
+    /// memory.faults().freeze(); // what is taken stays in the buffer
+    /// let first = producer.try_enqueue(vec![0u8; 1000])?;
+    /// let error = producer.try_enqueue(vec![0u8; 1000]).unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::ResourceExhausted);
+    /// # memory.faults().thaw();
+    /// # first.await?;
+    /// # Ok(()) }
+    /// ```
     pub fn buffer_bytes(mut self, bytes: usize) -> Self {
         self.options.buffer_bytes = bytes;
         self
     }
 
     /// Sets the largest payload, in bytes, up to [`Capabilities::max_payload`]. Default 960 KiB.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let producer = mq.producer("orders").max_payload(4).await?;
+    /// producer.produce("1234").await?;
+    /// let error = producer.produce("12345").await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::MessageTooLarge);
+    /// # Ok(()) }
+    /// ```
     pub fn max_payload(mut self, bytes: usize) -> Self {
         self.options.max_payload = bytes;
         self
@@ -121,6 +216,19 @@ impl ProducerBuilder {
 
     /// Sets the most that key, id and headers take together, in bytes, up to [`Capabilities::max_metadata`]. Default
     /// 16 KiB.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// let producer = mq.producer("orders").max_metadata(4).await?;
+    /// let error = producer.produce(Message::new("paid").with_key("user-7")).await.unwrap_err();
+    /// assert_eq!(error.kind(), mq_api::ErrorKind::MessageTooLarge);
+    /// # Ok(()) }
+    /// ```
     pub fn max_metadata(mut self, bytes: usize) -> Self {
         self.options.max_metadata = bytes;
         self
@@ -128,6 +236,23 @@ impl ProducerBuilder {
 
     /// Sets the first pause before a message is sent again that was surely not stored; it doubles to 1 s; 1 ms to 1 h.
     /// Default 50 ms.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let mq = Mq::from_driver(memory.clone());
+    /// # mq.create_topic("orders", 1).await?;
+    /// use std::time::Duration;
+    /// use mq_memory::SendFault;
+    ///
+    /// let producer = mq.producer("orders").retry_backoff(Duration::from_millis(5)).await?;
+    /// memory.faults().fail_nth_send(1, SendFault::NotSent);
+    /// assert_eq!(producer.produce("paid").await?.offset, Some(0)); // the second time
+    /// # Ok(()) }
+    /// ```
     pub fn retry_backoff(mut self, pause: Duration) -> Self {
         self.options.retry_backoff = pause;
         self
@@ -135,6 +260,23 @@ impl ProducerBuilder {
 
     /// Lets a message be sent again after later ones of its partition were stored, so that it comes out of order, instead
     /// of failing as not sent. Default `false`.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let mq = Mq::from_driver(memory.clone());
+    /// # mq.create_topic("orders", 1).await?;
+    /// use mq_memory::SendFault;
+    ///
+    /// let producer = mq.producer("orders").reorder_on_retry(true).await?;
+    /// memory.faults().fail_nth_send(1, SendFault::NotSent);
+    /// let results = producer.produce_batch(["a", "b"]).await; // perhaps stored as `b`, `a`
+    /// assert!(results.iter().all(Result::is_ok));
+    /// # Ok(()) }
+    /// ```
     pub fn reorder_on_retry(mut self, reorder: bool) -> Self {
         self.options.reorder_on_retry = reorder;
         self
@@ -142,12 +284,45 @@ impl ProducerBuilder {
 
     /// Lets a message be sent again when it is not known whether it was stored, so that it may be stored twice. Default
     /// `false`.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let mq = Mq::from_driver(memory.clone());
+    /// # mq.create_topic("orders", 1).await?;
+    /// use mq_memory::SendFault;
+    ///
+    /// let producer = mq.producer("orders").resend_unknown(true).await?;
+    /// memory.faults().fail_nth_send(1, SendFault::AnswerLost);
+    /// producer.produce("paid").await?;
+    /// assert_eq!(mq.describe_topic("orders").await?.partitions[0].next_offset, 2); // stored twice
+    /// # Ok(()) }
+    /// ```
     pub fn resend_unknown(mut self, resend: bool) -> Self {
         self.options.resend_unknown = resend;
         self
     }
 
     /// Sets how long [`Producer::close`] waits for what was taken; 1 ms to 1 h. Default 10 s.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// use std::time::Duration;
+    ///
+    /// let producer = mq.producer("orders").close_timeout(Duration::from_secs(2)).await?;
+    /// let pending = producer.enqueue("paid").await?;
+    /// producer.close().await?; // within 2 s
+    /// assert_eq!(pending.await?.offset, Some(0));
+    /// # Ok(()) }
+    /// ```
     pub fn close_timeout(mut self, timeout: Duration) -> Self {
         self.options.close_timeout = timeout;
         self

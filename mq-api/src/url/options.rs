@@ -21,6 +21,15 @@ impl UrlOptions {
     }
 
     /// Takes an option as text.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let mut options = ConnectUrl::parse("redis://a?prefix=test")?.options();
+    /// assert_eq!(options.take("prefix").as_deref(), Some("test"));
+    /// assert_eq!(options.take("prefix"), None);
+    /// # Ok(()) }
+    /// ```
     pub fn take(&mut self, name: &'static str) -> Option<String> {
         if !self.asked.contains(&name) {
             self.asked.push(name);
@@ -30,6 +39,16 @@ impl UrlOptions {
     }
 
     /// Takes every option whose name begins so, with the rest of its name, for what is passed on to a client library.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let mut options = ConnectUrl::parse("redis://a?client.linger=5&prefix=test")?.options();
+    /// let taken = options.take_prefixed("client.");
+    /// assert_eq!(taken, [("linger".to_owned(), "5".to_owned())]);
+    /// assert_eq!(options.take("prefix").as_deref(), Some("test"));
+    /// # Ok(()) }
+    /// ```
     pub fn take_prefixed(&mut self, prefix: &'static str) -> Vec<(String, String)> {
         if !self.asked.contains(&prefix) {
             self.asked.push(prefix);
@@ -47,6 +66,15 @@ impl UrlOptions {
 
     /// Takes an option that is a number.
     ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let mut options = ConnectUrl::parse("redis://a?pool=4&tries=300")?.options();
+    /// assert_eq!(options.take_number::<u32>("pool")?, Some(4));
+    /// assert!(options.take_number::<u8>("tries").is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) where it is none, or out of the range of `T`.
     pub fn take_number<T: FromStr>(&mut self, name: &'static str) -> Result<Option<T>> {
@@ -55,6 +83,15 @@ impl UrlOptions {
 
     /// Takes an option that is `true` or `false`.
     ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let mut options = ConnectUrl::parse("redis://a?trim=true&sync=yes")?.options();
+    /// assert_eq!(options.take_bool("trim")?, Some(true));
+    /// assert!(options.take_bool("sync").is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) where it is neither.
     pub fn take_bool(&mut self, name: &'static str) -> Result<Option<bool>> {
@@ -62,6 +99,16 @@ impl UrlOptions {
     }
 
     /// Takes an option that is a time: a whole number followed by `ms`, `s`, `m` or `h`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let mut options = ConnectUrl::parse("redis://a?lease=250ms&idle=5days")?.options();
+    /// assert_eq!(options.take_duration("lease")?, Some(Duration::from_millis(250)));
+    /// assert!(options.take_duration("idle").is_err());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) where it is none.
@@ -75,6 +122,15 @@ impl UrlOptions {
 
     /// Takes an option that is a size: a whole number of bytes, or one followed by `B`, `KiB`, `MiB` or `GiB`.
     ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let mut options = ConnectUrl::parse("redis://a?buffer=64KiB&cache=5KB")?.options();
+    /// assert_eq!(options.take_size("buffer")?, Some(65536));
+    /// assert!(options.take_size("cache").is_err());
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig) where it is none.
     pub fn take_size(&mut self, name: &'static str) -> Result<Option<usize>> {
@@ -86,6 +142,15 @@ impl UrlOptions {
     }
 
     /// Takes an option that is one of a few words, each with what it stands for.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let mut options = ConnectUrl::parse("redis://a?acks=all")?.options();
+    /// let words = [("none", 0), ("one", 1), ("all", -1)];
+    /// assert_eq!(options.take_word("acks", &words)?, Some(-1));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), listing the words, where it is another.
@@ -100,6 +165,15 @@ impl UrlOptions {
     }
 
     /// Ends the taking: an option that is left is one that the backend does not know.
+    ///
+    /// ```
+    /// # use mq_api::url::ConnectUrl;
+    /// # fn main() -> mq_api::Result<()> {
+    /// let options = ConnectUrl::parse("redis://a?strange=1")?.options();
+    /// let error = options.finish().unwrap_err();
+    /// assert!(error.context().contains("`strange`"));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`InvalidConfig`](crate::ErrorKind::InvalidConfig), naming what is left and what is known.
