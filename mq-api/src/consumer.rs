@@ -326,7 +326,7 @@ impl Consumer {
             ));
         }
         if let Kind::Log { engine, .. } = self.kind() {
-            engine.with(|core| core.check_open())?;
+            engine.with(|core| core.check_alive())?;
         }
         Ok(Channel::new(self.clone(), capacity))
     }
@@ -485,7 +485,7 @@ impl Consumer {
             Kind::Queue(engine) => engine.set_paused(paused),
             Kind::Log { engine, .. } => {
                 engine.with(|core| {
-                    core.check_open()?;
+                    core.check_alive()?;
                     core.all_paused = paused;
                     core.paused.clear();
                     for number in 0..core.partitions.len() {
@@ -550,7 +550,7 @@ impl Consumer {
     fn pause_some(&self, partitions: &[u32], paused: bool) -> Result<()> {
         let engine = self.engine("pausing single partitions")?;
         engine.with(|core| {
-            core.check_open()?;
+            core.check_alive()?;
             for partition in partitions {
                 core.paused.retain(|other| other != partition);
                 if paused {
@@ -597,7 +597,7 @@ impl Consumer {
     /// ```
     pub async fn seek(&self, partition: u32, to: Position) -> Result<Offset> {
         let engine = self.engine("seek")?;
-        engine.with(|core| core.check_open())?;
+        engine.with(|core| core.check_alive())?;
         let capabilities = self.handle.member.mq.driver.capabilities();
         require(capabilities, capabilities.seek, "seek").map_err(|error| error.with_operation("seek"))?;
         let limit = self.handle.member.mq.options.request_timeout;

@@ -229,7 +229,7 @@ impl Engine {
     pub(crate) async fn seek(&self, partition: u32, to: Position) -> Result<Offset> {
         let (done, moved) = oneshot::channel();
         self.with(|core| {
-            core.check_open()?;
+            core.check_alive()?;
             let id = core
                 .partitions
                 .get(partition as usize)

@@ -194,7 +194,7 @@ impl QueueEngine {
 
     pub(crate) fn set_paused(&self, paused: bool) -> Result<()> {
         let mut state = self.lock();
-        state.check_open()?;
+        state.check_alive()?;
         state.paused = paused;
         drop(state);
         self.waiters.kick();
@@ -247,6 +247,15 @@ impl QueueEngine {
 }
 
 impl State {
+    /// Tells whether the member has ended.
+    fn check_alive(&self) -> Result<()> {
+        match &self.terminal {
+            _ if self.closing => Err(Error::closed("consumer")),
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
     fn check_open(&mut self) -> Result<()> {
         if self.closing {
             return Err(Error::closed("consumer"));

@@ -296,6 +296,11 @@ async fn an_outage_is_reported_once_and_the_consumer_goes_on() {
         .await;
     script.assign(Assignment::new(FIRST, 0));
     script.event(Event::Outage(Error::new(ErrorKind::Connection, "refused")));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Other calls leave the report to those that wait for messages.
+    consumer.pause().unwrap();
+    consumer.resume().unwrap();
+    drop(consumer.channel(4).unwrap());
     let error = consumer.consume().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Connection);
     assert!(error.is_retryable());
