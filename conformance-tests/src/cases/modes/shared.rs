@@ -1,6 +1,12 @@
 //! The shared mode: members compete for single messages.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use mq_api::{ErrorKind, Mode};
 use tokio::{
@@ -38,17 +44,26 @@ pub(super) async fn more_members_than_partitions_all_work(cx: Context) -> CaseRe
     let mut by_member = vec![0_usize; MEMBERS];
     // Nobody settles its first message before every member holds one.
     let barrier = Arc::new(Barrier::new(MEMBERS));
+    // A member that has failed says why; the wait for the others ends then.
+    let failed = Arc::new(AtomicBool::new(false));
     let mut tasks = tokio::task::JoinSet::new();
     for (place, member) in members.iter().cloned().enumerate() {
         let (cx, came, barrier) = (cx.clone(), Arc::clone(&came), Arc::clone(&barrier));
+        let failed = Arc::clone(&failed);
         tasks.spawn(async move {
-            let first = one(&cx, &member).await?;
-            let all_hold = cx.within(
-                "a message for each member at once",
-                cx.times().progress,
-                barrier.wait(),
-            );
-            all_hold.await?;
+            let begun = async {
+                let first = one(&cx, &member).await?;
+                cx.within(
+                    "a message for each member at once",
+                    cx.times().progress,
+                    barrier.wait(),
+                )
+                .await?;
+                Ok::<_, Failure>(first)
+            };
+            let first = begun
+                .await
+                .inspect_err(|_| failed.store(true, Ordering::SeqCst))?;
             let mut next = Some(first);
             let mut count = 0;
             while let Some(delivery) = next.take() {
@@ -69,9 +84,9 @@ pub(super) async fn more_members_than_partitions_all_work(cx: Context) -> CaseRe
         });
     }
     let complete = cx
-        .eventually("all messages at the four members", cx.times().progress, || {
-            let came = Arc::clone(&came);
-            async move { Ok((came.lock().await.len() >= 200).then_some(())) }
+        .eventually("all messages at the four members", 2 * cx.times().progress, || {
+            let (came, failed) = (Arc::clone(&came), Arc::clone(&failed));
+            async move { Ok((failed.load(Ordering::SeqCst) || came.lock().await.len() >= 200).then_some(())) }
         })
         .await;
     for member in &members {
