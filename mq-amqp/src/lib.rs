@@ -1,1 +1,0 @@
-//! The RabbitMQ driver of the mq message-queue API.
