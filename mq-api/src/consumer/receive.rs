@@ -1,0 +1,281 @@
+//! Taking messages, and acking them together.
+
+use std::collections::VecDeque;
+
+use super::{Consumer, member::Kind};
+use crate::{
+    Channel, Delivery, Error, ErrorKind, Moment, Result,
+    engine::{Core, Handed, Item},
+};
+
+impl Consumer {
+    /// Waits for the next message, as long as there is none.
+    ///
+    /// # Errors
+    /// [`Connection`](ErrorKind::Connection), retryable, once for each outage longer than `outage_after`; the next call
+    /// goes on waiting. [`Closed`](ErrorKind::Closed) after `close`, also for calls that were waiting. Any other error
+    /// is the end of the consumer, [`TopicNotFound`](ErrorKind::TopicNotFound) once the topic was deleted.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no message, changes no order and counts no attempt.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let delivery = consumer.consume().await?;
+    /// assert_eq!(delivery.payload(), b"paid");
+    /// delivery.ack()?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn consume(&self) -> Result<Delivery> {
+        match self.kind() {
+            Kind::Log { engine, .. } => {
+                let taken = engine.wait(Core::take_stamped);
+                Ok(self.deliver(taken.await?))
+            }
+            Kind::Queue(engine) => loop {
+                if let Some(taken) = engine.take(1).await?.pop() {
+                    return Ok(self.deliver(taken));
+                }
+            },
+        }
+    }
+
+    /// Waits for at least one message and returns what is there, at most `max`; it does not wait to fill.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume); [`InvalidConfig`](ErrorKind::InvalidConfig) for a `max` of zero.
+    ///
+    /// # Cancel safety
+    /// As [`consume`](Self::consume).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("a").await?;
+    /// # producer.produce("b").await?;
+    /// # producer.produce("c").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let mut seen = 0;
+    /// while seen < 3 {
+    ///     let batch = consumer.consume_batch(100).await?;
+    ///     seen += batch.len();
+    ///     consumer.ack_all(batch)?;
+    /// }
+    /// assert_eq!(seen, 3);
+    /// # Ok(()) }
+    /// ```
+    pub async fn consume_batch(&self, max: usize) -> Result<Vec<Delivery>> {
+        if max == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                "a batch of 0 messages: the least is 1",
+            ));
+        }
+        match self.kind() {
+            Kind::Log { engine, .. } => {
+                let auto_ack = self.handle.member.auto_ack;
+                engine
+                    .wait(|core| {
+                        // One look at the clock and one lock a batch.
+                        let (first, now) = core.take_stamped()?;
+                        let mut batch = Vec::with_capacity(max.min(core.likely_ready()));
+                        batch.push(Delivery::handed(first, now, auto_ack));
+                        while batch.len() < max
+                            && let Some(handed) = core.take(now)
+                        {
+                            batch.push(Delivery::handed(handed, now, auto_ack));
+                        }
+                        Some(batch)
+                    })
+                    .await
+            }
+            Kind::Queue(engine) => Ok(engine
+                .take(max)
+                .await?
+                .into_iter()
+                .map(|taken| self.deliver(taken))
+                .collect()),
+        }
+    }
+
+    /// Takes the next message if one is there.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// assert!(consumer.try_consume()?.is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn try_consume(&self) -> Result<Option<Delivery>> {
+        let taken = match self.kind() {
+            Kind::Log { engine, .. } => engine.try_take(Core::take_stamped)?,
+            Kind::Queue(engine) => engine.try_take(1)?.pop(),
+        };
+        Ok(taken.map(|taken| self.deliver(taken)))
+    }
+
+    fn deliver(&self, (handed, at): (Handed, Moment)) -> Delivery {
+        Delivery::handed(handed, at, self.handle.member.auto_ack)
+    }
+
+    /// Opens a bounded channel of deliveries, which is also a `Stream`.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](ErrorKind::InvalidConfig) for a capacity of zero, [`Closed`](ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let mut channel = consumer.channel(1024)?;
+    /// channel.recv().await?.ack()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn channel(&self, capacity: usize) -> Result<Channel> {
+        if capacity == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                "a channel with a capacity of 0: the least is 1",
+            ));
+        }
+        if let Kind::Log { engine, .. } = self.kind() {
+            engine.with(|core| core.check_alive())?;
+        }
+        Ok(Channel::new(self.clone(), capacity))
+    }
+
+    /// Takes up to `most` messages for a channel, without counting a hand-over.
+    pub(crate) async fn reserve(&self, most: usize, into: &mut VecDeque<Item>) -> Result<()> {
+        match self.kind() {
+            Kind::Log { engine, .. } => {
+                engine
+                    .wait(|core| {
+                        let now = core.now();
+                        while into.len() < most
+                            && let Some(item) = core.reserve(now)
+                        {
+                            into.push_back(item);
+                        }
+                        (!into.is_empty()).then_some(())
+                    })
+                    .await
+            }
+            // The backend has counted already; there is nothing to keep ahead of it.
+            Kind::Queue(_) => Ok(()),
+        }
+    }
+
+    /// Hands over a message that a channel has reserved; `None` where it is another member's by now.
+    pub(crate) fn hand(&self, item: Item) -> Result<Option<Delivery>> {
+        let Kind::Log { engine, .. } = self.kind() else {
+            return Ok(None);
+        };
+        let auto_ack = self.handle.member.auto_ack;
+        engine.with(|core| {
+            // An outage that is to be reported does not concern a message that is here.
+            core.check_alive()?;
+            let now = core.now();
+            Ok(core
+                .hand(item, now)
+                .map(|handed| Delivery::handed(handed, now, auto_ack)))
+        })
+    }
+
+    /// Takes back what a channel had reserved.
+    pub(crate) fn unreserve(&self, items: impl Iterator<Item = Item>) {
+        if let Kind::Log { engine, .. } = self.kind() {
+            engine.with(|core| items.for_each(|item| core.unreserve(item)));
+            engine.wake_one();
+        }
+    }
+
+    pub(crate) fn is_queue(&self) -> bool {
+        matches!(self.kind(), Kind::Queue(_))
+    }
+
+    /// Acks deliveries in one go.
+    ///
+    /// # Errors
+    /// [`StaleAck`](ErrorKind::StaleAck) where one of them was over, after all others are acked;
+    /// [`Closed`](ErrorKind::Closed).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 1).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// # producer.produce("paid").await?;
+    /// # let consumer = mq.consumer("orders", "billing").await?;
+    /// let batch = consumer.consume_batch(100).await?;
+    /// consumer.ack_all(batch)?;
+    /// consumer.commit().await?;
+    /// assert_eq!(consumer.lag().await?.total(), 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn ack_all(&self, deliveries: Vec<Delivery>) -> Result<()> {
+        let Kind::Log { engine, .. } = self.kind() else {
+            return ack_each(deliveries, Ok(()));
+        };
+        let mut ready = false;
+        let mut foreign = Vec::new();
+        let result = engine.with(|core| {
+            let mut result = Ok(());
+            for mut delivery in deliveries {
+                if !engine.owns(&delivery) {
+                    foreign.push(delivery);
+                    continue;
+                }
+                match core.ack(delivery.settling()) {
+                    Ok(more) => ready |= more,
+                    Err(error) => result = Err(error),
+                }
+            }
+            result
+        });
+        if ready {
+            engine.wake_one();
+        }
+        // Deliveries of another consumer go to that one.
+        ack_each(foreign, result)
+    }
+}
+
+/// Acks every delivery; returns the first error, `before` included.
+fn ack_each(deliveries: Vec<Delivery>, before: Result<()>) -> Result<()> {
+    let mut result = before;
+    for delivery in deliveries {
+        let acked = delivery.ack();
+        result = result.and(acked);
+    }
+    result
+}

@@ -1,0 +1,231 @@
+//! What the driver tells, taken in.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::time::Instant;
+
+use super::super::{charge::Charge, partition::Partition};
+use super::{Core, MOST_EVENTS, Outage, Until};
+use crate::{
+    Error, ErrorKind, Offset, OnTrimmed, Position, Result,
+    driver::{self, Assignment, AssignmentId, Batch, Event, Events},
+};
+
+impl Core {
+    /// Takes in what the driver has woken somebody for, before anything is handed over.
+    #[inline]
+    pub(crate) fn drive_if_fired(&mut self) {
+        if self.waiters.take_fired() {
+            self.unarmed = true;
+            self.drive(Until::Ready);
+        }
+    }
+
+    /// Takes in what the driver has, until it has nothing or enough is here. `true` where there is something to hand over
+    /// and perhaps more to take in: the waker is not registered then, which halves the polls of a busy consumer.
+    pub(crate) fn drive(&mut self, until: Until) -> bool {
+        // Armed and not woken since: the driver has nothing, and is not asked.
+        if !self.waiters.take_fired() && !self.unarmed {
+            return false;
+        }
+        // Until it is known that there is nothing more.
+        self.unarmed = true;
+        for _ in 0..MOST_EVENTS {
+            if self.terminal.is_some() {
+                self.unarmed = false;
+                return false;
+            }
+            let mut cx = Context::from_waker(&self.waker);
+            match self.events.poll_event(&mut cx) {
+                Poll::Pending => {
+                    self.unarmed = false;
+                    return false;
+                }
+                Poll::Ready(Ok(Event::Batch(batch))) => {
+                    if self.take_batch(batch) && until == Until::Ready {
+                        return true;
+                    }
+                }
+                Poll::Ready(Ok(event)) => self.take_in(event),
+                Poll::Ready(Err(error)) => self.end(error),
+            }
+        }
+        // There may be more, and the waker is not registered: look again soon.
+        self.waker.wake_by_ref();
+        false
+    }
+
+    pub(super) fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Batch(batch) => {
+                self.take_batch(batch);
+            }
+            Event::Assigned(assignments) => assignments.into_iter().for_each(|a| self.assigned_now(a)),
+            Event::Revoked(ids) => {
+                for id in ids {
+                    tracing::debug!(partition = id.partition, epoch = id.epoch, "partition revoked");
+                    match self.partition_mut(id) {
+                        Some(partition) => partition.stop(),
+                        None => self.released.push(id),
+                    }
+                }
+                self.kick = true;
+            }
+            Event::Lost(ids) => {
+                for id in ids {
+                    self.lose(id, "the backend took it back");
+                }
+            }
+            Event::Trimmed { assignment, from, to } => self.trimmed(assignment, from, to),
+            Event::TopicGone => {
+                let error = driver::topic_not_found(&self.config.topic);
+                self.end(error);
+            }
+            Event::Outage(error) => {
+                self.last_error = Some(error.clone());
+                if self.outage.is_none() {
+                    tracing::warn!(topic = %self.config.topic, group = %self.config.group, %error, "backend out of reach");
+                    self.outage = Some(Outage {
+                        since: Instant::now(),
+                        error,
+                        reported: false,
+                    });
+                    self.kick = true;
+                }
+            }
+            Event::Recovered => {
+                self.outage = None;
+                self.report = None;
+            }
+        }
+    }
+
+    /// Takes records in; `true` where that made something ready.
+    pub(super) fn take_batch(&mut self, batch: Batch) -> bool {
+        let id = batch.assignment;
+        let (most, most_bytes) = (self.config.prefetch, self.config.prefetch_bytes);
+        let Some(owner) = &self.owner else { return false };
+        let Some(partition) = self
+            .partitions
+            .get_mut(id.partition as usize)
+            .and_then(Option::as_mut)
+        else {
+            return false;
+        };
+        if partition.id != id || partition.revoking {
+            return false;
+        }
+        partition.push(batch, owner);
+        self.news = true;
+        let enough = partition.fetched_messages >= most
+            || partition.fetched_bytes >= most_bytes
+            || partition.fetched_messages > 0 && partition.charge.is_exhausted();
+        let fills = enough && !partition.full;
+        partition.full |= enough;
+        let dirty = partition.commits.is_dirty();
+        let was_ready = partition.in_ready;
+        if fills {
+            self.pause_fetching(id, true);
+        }
+        self.make_ready(id.partition);
+        if dirty {
+            self.plan_commit();
+        }
+        !was_ready && self.has_ready()
+    }
+
+    pub(super) fn assigned_now(&mut self, assignment: Assignment) {
+        let id = assignment.id;
+        if self.closing || self.terminal.is_some() {
+            // Leaving the group gives it back with the rest. Released alone, it could come straight back to this
+            // member, and again, for as long as closing takes.
+            return;
+        }
+        tracing::debug!(
+            partition = id.partition,
+            epoch = id.epoch,
+            position = assignment.position,
+            "partition assigned"
+        );
+        let mut partition = Partition::new(assignment, &self.config, Charge::new(Arc::clone(&self.budget)));
+        partition.paused = self.all_paused || self.paused.contains(&id.partition);
+        if partition.paused {
+            self.pause_fetching(id, true);
+        }
+        if partition.lease.is_some() {
+            // The task watches the end of the lease.
+            self.kick = true;
+            self.leases = true;
+        }
+        let at = id.partition as usize;
+        if self.partitions.len() <= at {
+            self.partitions.resize_with(at + 1, || None);
+        }
+        if let Some(slot) = self.partitions.get_mut(at) {
+            *slot = Some(partition);
+        }
+    }
+
+    /// Forgets a tenure that is over. What was not stored is not.
+    pub(crate) fn lose(&mut self, id: AssignmentId, why: &'static str) {
+        let Some(slot) = self.partitions.get_mut(id.partition as usize) else {
+            return;
+        };
+        if slot.as_ref().is_none_or(|partition| partition.id != id) {
+            return;
+        }
+        tracing::debug!(partition = id.partition, epoch = id.epoch, why, "partition lost");
+        if let Some(partition) = slot.take() {
+            self.lost_acks |= partition.commits.is_dirty() || partition.commits.under_way.is_some();
+        }
+        self.kick = true;
+    }
+
+    pub(super) fn trimmed(&mut self, id: AssignmentId, from: Offset, to: Offset) {
+        let on_trimmed = self.config.on_trimmed;
+        let Some(partition) = self.partition_mut(id) else {
+            return;
+        };
+        partition.trimmed(to);
+        let gone = to.saturating_sub(from);
+        self.counters.trimmed += gone;
+        tracing::warn!(
+            partition = id.partition,
+            from,
+            to,
+            "retention removed messages before they were read"
+        );
+        match on_trimmed {
+            OnTrimmed::Earliest => self.plan_commit(),
+            OnTrimmed::Latest => {
+                let _ = self.ask_seek(id, Position::Latest, None);
+            }
+            OnTrimmed::Error => self.end(Error::new(
+                ErrorKind::OffsetOutOfRange,
+                format!(
+                    "partition {}: offsets {from} to {} are no longer retained",
+                    id.partition,
+                    to.saturating_sub(1)
+                ),
+            )),
+        }
+    }
+
+    /// Lets go of the driver's events, and of its consumer.
+    pub(crate) fn let_go(&mut self) {
+        self.events = Box::new(Ended);
+        self.driver = None;
+    }
+}
+
+/// Has no more events.
+struct Ended;
+
+impl Events for Ended {
+    fn poll_event(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Event>> {
+        Poll::Pending
+    }
+}

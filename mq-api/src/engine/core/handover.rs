@@ -1,0 +1,228 @@
+//! Handing messages over.
+
+use super::super::{item::Item, partition::Next};
+use super::{Core, Handed, TURN};
+use crate::{Moment, driver::AssignmentId};
+
+impl Core {
+    /// Reads the clock that hand-overs are stamped by.
+    ///
+    /// Without a lease nothing is decided by it. Then one exact reading holds for what was here when it was made, until
+    /// the machine's clock ticks, every 1 to 10 ms: reading the tick costs a fifth, 40 ns less a message that is handed
+    /// over one by one.
+    pub(crate) fn now(&mut self) -> Moment {
+        if self.leases {
+            return self.config.clock.now();
+        }
+        let tick = self.config.clock.tick();
+        if let Some((read, stamp)) = self.stamp
+            && Some(read) == tick
+            && !self.news
+        {
+            return stamp;
+        }
+        let now = self.config.clock.now();
+        self.news = false;
+        self.stamp = tick.map(|tick| (tick, now));
+        now
+    }
+
+    /// Guesses how many messages can be taken now, for the size of an allocation.
+    pub(crate) fn likely_ready(&self) -> usize {
+        const MOST: usize = 1024;
+        self.assigned()
+            .map(|partition| partition.fetched_messages)
+            .sum::<usize>()
+            .clamp(1, MOST)
+    }
+
+    /// Takes the next message without counting a hand-over.
+    pub(crate) fn reserve(&mut self, now: Moment) -> Option<Item> {
+        while let Some(&number) = self.ready.front() {
+            let Some(Some(partition)) = self.partitions.get_mut(number as usize) else {
+                self.ready.pop_front();
+                continue;
+            };
+            if partition
+                .lease
+                .as_ref()
+                .is_some_and(|lease| !lease.stands_at(now))
+            {
+                let id = partition.id;
+                self.ready.pop_front();
+                self.lose(id, "its lease has run out");
+                continue;
+            }
+            let next = if partition.may_have() {
+                partition.next(&self.config)
+            } else {
+                Next::Nothing
+            };
+            match next {
+                Next::Item(item) => {
+                    self.turn += 1;
+                    if self.turn >= TURN {
+                        self.turn = 0;
+                        self.ready.rotate_left(1);
+                    }
+                    self.refill(number);
+                    return Some(item);
+                }
+                Next::Exhausted(item) => self.bury(item, "attempts"),
+                Next::Nothing => {
+                    partition.in_ready = false;
+                    self.ready.pop_front();
+                    self.turn = 0;
+                }
+                Next::Storing => {
+                    partition.in_ready = false;
+                    self.ready.pop_front();
+                    self.commit_now();
+                }
+            }
+        }
+        None
+    }
+
+    /// Counts a hand-over of a message that was reserved; `None` where it is no longer this member's.
+    pub(crate) fn hand(&mut self, item: Item, now: Moment) -> Option<Handed> {
+        let auto_ack = self.config.auto_ack;
+        let id = item.source.assignment;
+        let generation = item.source.generation;
+        let partition = self
+            .partition_mut(id)
+            .filter(|partition| partition.generation == generation && !partition.revoking)?;
+        if partition
+            .lease
+            .as_ref()
+            .is_some_and(|lease| !lease.stands_at(now))
+        {
+            self.lose(id, "its lease has run out");
+            return None;
+        }
+        if partition.paused || partition.seeking.is_some() {
+            partition.give_back(item);
+            return None;
+        }
+        let attempt = partition.window.count_attempt(item.seq)?;
+        if auto_ack {
+            partition.done(&item);
+        }
+        self.counters.delivered += 1;
+        if attempt > 1 {
+            self.counters.redelivered += 1;
+        }
+        if auto_ack {
+            self.counters.acked += 1;
+            self.plan_commit();
+        }
+        Some(Handed { item, attempt })
+    }
+
+    /// Takes the next message, with when that was.
+    #[inline]
+    pub(crate) fn take_stamped(&mut self) -> Option<(Handed, Moment)> {
+        if !self.has_ready() {
+            return None;
+        }
+        let now = self.now();
+        Some((self.take(now)?, now))
+    }
+
+    /// Takes a message that was never handed over where nothing stands before it and nothing is to be looked up, as a
+    /// rule, and counts its hand-over in the same step: 110 instructions where the general way takes 330.
+    #[inline]
+    fn take_plain(&mut self, now: Moment) -> Option<Handed> {
+        let number = *self.ready.front()?;
+        let partition = self.partitions.get_mut(number as usize)?.as_mut()?;
+        if let Some(lease) = &partition.lease
+            && !lease.stands_at(now)
+        {
+            return None;
+        }
+        let item = partition.take_plain(&self.config)?;
+        self.turn += 1;
+        if !partition.may_have() {
+            partition.in_ready = false;
+            self.ready.pop_front();
+            self.turn = 0;
+        } else if self.turn >= TURN {
+            self.turn = 0;
+            self.ready.rotate_left(1);
+        }
+        if partition.full {
+            self.refill(number);
+        }
+        self.counters.delivered += 1;
+        Some(Handed { item, attempt: 1 })
+    }
+
+    /// Takes the next message and counts its hand-over.
+    #[inline]
+    pub(crate) fn take(&mut self, now: Moment) -> Option<Handed> {
+        if let Some(handed) = self.take_plain(now) {
+            return Some(handed);
+        }
+        self.take_any(now)
+    }
+
+    fn take_any(&mut self, now: Moment) -> Option<Handed> {
+        loop {
+            let item = self.reserve(now)?;
+            if let Some(handed) = self.hand(item, now) {
+                return Some(handed);
+            }
+        }
+    }
+
+    /// Gives back a reserved message that nobody saw.
+    pub(crate) fn unreserve(&mut self, item: Item) {
+        let id = item.source.assignment;
+        let generation = item.source.generation;
+        if let Some(partition) = self.partition_mut(id)
+            && partition.generation == generation
+            && !partition.revoking
+        {
+            partition.give_back(item);
+            self.news = true;
+            self.make_ready(id.partition);
+        }
+    }
+
+    pub(super) fn refill(&mut self, number: u32) {
+        let Some(Some(partition)) = self.partitions.get_mut(number as usize) else {
+            return;
+        };
+        if partition.full
+            && !partition.paused
+            && partition.fetched_messages <= self.config.prefetch / 2
+            && partition.fetched_bytes <= self.config.prefetch_bytes / 2
+        {
+            partition.full = false;
+            let id = partition.id;
+            self.pause_fetching(id, false);
+        }
+    }
+
+    pub(super) fn pause_fetching(&self, id: AssignmentId, paused: bool) {
+        if let Some(driver) = &self.driver {
+            driver.pause(&[id], paused);
+        }
+    }
+
+    /// Stops or starts the hand-over and fetching of one partition.
+    pub(crate) fn set_paused(&mut self, number: u32, paused: bool) {
+        let Some(Some(partition)) = self.partitions.get_mut(number as usize) else {
+            return;
+        };
+        partition.paused = paused;
+        if paused || !partition.full {
+            let id = partition.id;
+            self.pause_fetching(id, paused);
+        }
+        if !paused {
+            self.make_ready(number);
+            self.refill(number);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Taking settlements in.
+
+use tokio::time::Instant;
+
+use super::super::{item::Item, settle::Settlement};
+use super::{Core, DeadItem};
+use crate::{Error, ErrorKind, Result};
+
+impl Core {
+    /// Acks a message; returns whether a waiting call may find something now.
+    #[inline]
+    pub(crate) fn ack(&mut self, item: &Item) -> Result<bool> {
+        let id = item.source.assignment;
+        let partition = self
+            .partitions
+            .get_mut(id.partition as usize)
+            .and_then(Option::as_mut)
+            .filter(|partition| partition.id == id && partition.generation == item.source.generation);
+        let Some(partition) = partition.filter(|_| !self.closing) else {
+            return self.refuse(item);
+        };
+        // A clock is read only where somebody else may have the partition without a word from the driver yet.
+        if let Some(lease) = &partition.lease
+            && !lease.stands_at(self.config.clock.now())
+            && partition.window.is_pending(item.seq)
+        {
+            self.lose(id, "its lease has run out");
+            return self.refuse(item);
+        }
+        // One look at the window tells whether the delivery still stands, and settles it.
+        if !partition.done(item) {
+            return self.refuse(item);
+        }
+        self.counters.acked += 1;
+        self.make_ready(id.partition);
+        self.note_ack();
+        Ok(self.has_ready())
+    }
+
+    /// Says why a delivery cannot be settled.
+    #[cold]
+    pub(super) fn refuse(&mut self, item: &Item) -> Result<bool> {
+        if self.closing {
+            return Err(Error::closed("consumer"));
+        }
+        if self.config.auto_ack {
+            return Ok(false);
+        }
+        self.counters.stale_acks += 1;
+        Err(stale(item))
+    }
+
+    /// Takes a settlement in. Returns whether a waiting call may find something now.
+    pub(crate) fn settle(&mut self, item: &Item, how: Settlement) -> Result<bool> {
+        if how == Settlement::Ack {
+            return self.ack(item);
+        }
+        if self.closing {
+            return self.refuse(item);
+        }
+        let id = item.source.assignment;
+        let generation = item.source.generation;
+        let backoff = self.config.backoff;
+        let max_attempts = self.config.max_attempts;
+        let valid = self
+            .partitions
+            .get_mut(id.partition as usize)
+            .and_then(Option::as_mut)
+            .filter(|partition| partition.id == id && partition.generation == generation)
+            .filter(|partition| partition.window.is_pending(item.seq));
+        // A clock is read only where somebody else may have the partition without a word from the driver yet.
+        let over = valid
+            .as_ref()
+            .and_then(|partition| partition.lease.as_ref())
+            .is_some_and(|lease| !lease.stands_at(self.config.clock.now()));
+        let Some(partition) = valid.filter(|_| !over) else {
+            if over {
+                self.lose(id, "its lease has run out");
+            }
+            return self.refuse(item);
+        };
+        match how {
+            Settlement::Ack => {}
+            Settlement::Nack | Settlement::NackAfter(_) => {
+                self.counters.nacked += 1;
+                let attempts = partition.window.attempts(item.seq);
+                if max_attempts.is_some_and(|most| attempts >= most) {
+                    self.bury(item.clone(), "attempts");
+                } else {
+                    let after = match how {
+                        Settlement::NackAfter(after) => after,
+                        _ => backoff.after(attempts),
+                    };
+                    partition.come_again(Instant::now() + after, item.clone());
+                    self.kick = true;
+                }
+            }
+            Settlement::Reject => {
+                self.counters.rejected += 1;
+                self.bury(item.clone(), "rejected");
+            }
+        }
+        Ok(self.has_ready())
+    }
+
+    /// Sends a message to the dead letters, or settles it where there are none.
+    pub(super) fn bury(&mut self, item: Item, reason: &'static str) {
+        let id = item.source.assignment;
+        let wanted = self.config.dead_letter.is_some();
+        let Some(partition) = self.partition_mut(id) else {
+            return;
+        };
+        let attempts = partition.window.attempts(item.seq);
+        if wanted {
+            partition.dead_lettering += 1;
+            self.dead.push_back(DeadItem {
+                item,
+                reason,
+                attempts,
+            });
+            self.kick = true;
+            return;
+        }
+        tracing::warn!(
+            partition = id.partition,
+            offset = item.record().offset,
+            attempts,
+            reason,
+            "message settled without a dead-letter topic"
+        );
+        partition.done(&item);
+        self.make_ready(id.partition);
+        self.note_ack();
+    }
+
+    /// Notes that a message has reached the dead letters.
+    pub(crate) fn buried(&mut self, item: &Item) {
+        self.counters.dead_lettered += 1;
+        let id = item.source.assignment;
+        let generation = item.source.generation;
+        if let Some(partition) = self.partition_mut(id)
+            && partition.generation == generation
+        {
+            partition.dead_lettering = partition.dead_lettering.saturating_sub(1);
+            partition.done(item);
+            self.make_ready(id.partition);
+            self.note_ack();
+        }
+    }
+
+    #[inline]
+    pub(super) fn note_ack(&mut self) {
+        self.unstored += 1;
+        if self.unstored == self.config.commit_every {
+            self.commit_now();
+        } else {
+            self.plan_commit();
+        }
+    }
+
+    /// Sees to it that a commit goes out within the interval. The clock is read once an interval, not once an ack.
+    #[inline]
+    pub(crate) fn plan_commit(&mut self) {
+        if self.commit_due.is_none() {
+            let wait = if self.config.auto_ack {
+                std::time::Duration::ZERO
+            } else {
+                self.config.commit_interval
+            };
+            self.commit_due = Some(Instant::now() + wait);
+            self.kick = true;
+        }
+    }
+
+    /// Sees to it that a commit goes out at once.
+    pub(crate) fn commit_now(&mut self) {
+        self.commit_due = Some(Instant::now());
+        self.kick = true;
+    }
+
+    pub(crate) fn commits_collected(&mut self) {
+        self.commit_due = None;
+        self.unstored = 0;
+    }
+}
+
+pub(crate) fn stale(item: &Item) -> Error {
+    Error::new(
+        ErrorKind::StaleAck,
+        format!(
+            "partition {}, offset {}: the delivery of epoch {} is over",
+            item.source.assignment.partition,
+            item.record().offset,
+            item.source.assignment.epoch
+        ),
+    )
+}
