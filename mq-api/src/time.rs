@@ -377,15 +377,22 @@ impl Lease {
     /// ```
     pub fn renew(&self, until: Moment) -> bool {
         let now = self.clock.now().as_nanos();
-        self.until
+        let renewed = self
+            .until
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |end| {
                 if end <= now {
                     None
                 } else {
                     Some(end.max(until.as_nanos()))
                 }
-            })
-            .is_ok()
+            });
+        let Ok(end) = renewed else { return false };
+        // This thread may have been held up in between: whoever looked meanwhile has seen the lease end.
+        if self.clock.now().as_nanos() < end {
+            return true;
+        }
+        self.revoke();
+        false
     }
 
     /// Ends the lease now, for good.

@@ -275,7 +275,7 @@ impl driver::Mq for RedisMq {
 
     async fn close(&self) -> Result<()> {
         self.end();
-        self.shared.link.close().await;
+        self.shared.link.close();
         Ok(())
     }
 }

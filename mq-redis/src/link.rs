@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -10,10 +10,7 @@ use mq_api::{Error, ErrorKind, Outcome, Result};
 use redis::{
     AsyncConnectionConfig, Cmd, Pipeline, ProtocolVersion, RedisConnectionInfo, aio::MultiplexedConnection,
 };
-use tokio::{
-    sync::{Mutex, watch},
-    task::AbortHandle,
-};
+use tokio::{sync::watch, task::AbortHandle};
 
 use crate::{
     config::{RedisConfig, RedisProtocol},
@@ -167,7 +164,13 @@ fn connection_info(config: &RedisConfig) -> RedisConnectionInfo {
 }
 
 /// Opens the control connection, again after it was lost, for all who need it.
+///
+/// It is opened by a task of its own: who waits for it may be dropped, or not be polled for a while, and holds nobody up.
 pub(crate) struct Link {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     config: Arc<RedisConfig>,
     state: Mutex<State>,
 }
@@ -176,7 +179,14 @@ pub(crate) struct Link {
 struct State {
     conn: Option<Conn>,
     failed: Option<(Instant, Error)>,
+    opening: Option<Opening>,
     closed: bool,
+}
+
+/// A connection that is being opened.
+struct Opening {
+    opened: watch::Receiver<Option<Result<Conn>>>,
+    task: AbortHandle,
 }
 
 /// How long a failed attempt answers for those who come after it.
@@ -185,45 +195,66 @@ const FAILURE_HOLDS: Duration = Duration::from_millis(50);
 impl Link {
     pub(crate) fn new(config: Arc<RedisConfig>) -> Self {
         Self {
-            config,
-            state: Mutex::new(State::default()),
+            inner: Arc::new(Inner {
+                config,
+                state: Mutex::default(),
+            }),
         }
     }
 
     /// Returns the connection, opened anew where it is gone.
     pub(crate) async fn conn(&self) -> Result<Conn> {
-        let mut state = self.state.lock().await;
-        if state.closed {
-            return Err(Error::closed("connection"));
-        }
-        if let Some(conn) = &state.conn
-            && !conn.is_ended()
-        {
-            return Ok(conn.clone());
-        }
-        if let Some((at, error)) = &state.failed
-            && at.elapsed() < FAILURE_HOLDS
-        {
-            return Err(error.clone());
-        }
-        match Conn::open(&self.config).await {
-            Ok(conn) => {
-                state.failed = None;
-                state.conn = Some(conn.clone());
-                Ok(conn)
+        let mut opened = {
+            let mut state = self.inner.lock();
+            if state.closed {
+                return Err(Error::closed("connection"));
             }
-            Err(error) => {
-                state.conn = None;
-                state.failed = Some((Instant::now(), error.clone()));
-                Err(error)
+            if let Some(conn) = &state.conn
+                && !conn.is_ended()
+            {
+                return Ok(conn.clone());
+            }
+            if let Some((at, error)) = &state.failed
+                && at.elapsed() < FAILURE_HOLDS
+            {
+                return Err(error.clone());
+            }
+            match &state.opening {
+                Some(opening) => opening.opened.clone(),
+                None => {
+                    state.conn = None;
+                    let (tell, opened) = watch::channel(None);
+                    // Ends within the connect timeout, or with the link.
+                    let task = tokio::spawn(open(Arc::clone(&self.inner), tell)).abort_handle();
+                    state.opening = Some(Opening {
+                        opened: opened.clone(),
+                        task,
+                    });
+                    opened
+                }
+            }
+        };
+        let opened = opened
+            .wait_for(Option::is_some)
+            .await
+            .map(|opened| opened.clone());
+        match opened {
+            Ok(Some(result)) => result,
+            // The task was ended: by close, or with the runtime that it ran in.
+            _ => {
+                self.inner.lock().opening = None;
+                Err(error::broken(&self.inner.config.address()))
             }
         }
     }
 
-    pub(crate) async fn close(&self) {
-        let mut state = self.state.lock().await;
+    pub(crate) fn close(&self) {
+        let mut state = self.inner.lock();
         state.closed = true;
         state.conn = None;
+        if let Some(opening) = state.opening.take() {
+            opening.task.abort();
+        }
     }
 
     /// Sends a command on the connection of the moment.
@@ -232,10 +263,41 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn open(inner: Arc<Inner>, tell: watch::Sender<Option<Result<Conn>>>) {
+    let mut result = Conn::open(&inner.config).await;
+    {
+        let mut state = inner.lock();
+        state.opening = None;
+        if state.closed {
+            result = Err(Error::closed("connection"));
+        }
+        match &result {
+            Ok(conn) => {
+                state.failed = None;
+                state.conn = Some(conn.clone());
+            }
+            Err(error) => state.failed = Some((Instant::now(), error.clone())),
+        }
+    }
+    tell.send_replace(Some(result));
+}
+
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link")
-            .field("config", &self.config)
+            .field("config", &self.inner.config)
             .finish_non_exhaustive()
     }
 }

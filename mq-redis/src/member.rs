@@ -31,6 +31,8 @@ use crate::{
 
 /// Heartbeats come so many times in the time that a member may be silent.
 const HEARTBEATS: u32 = 6;
+/// The most sessions whose end is told with the next one; the times of the others run out.
+const MOST_BEFORE: usize = 64;
 
 /// Belongs to one consumer.
 pub(crate) struct Member {
@@ -47,6 +49,9 @@ pub(crate) struct Member {
     pub(crate) changed: Notify,
     closing: AtomicBool,
     told: AtomicBool,
+    /// The registers may still name this session as the owner of what it has given back. Only its end helps then: the
+    /// others wait for nobody who has said goodbye.
+    unsure: AtomicBool,
     state: Mutex<State>,
     _open: OpenTopic,
 }
@@ -107,6 +112,7 @@ impl Member {
             changed: Notify::new(),
             closing: AtomicBool::new(false),
             told: AtomicBool::new(true),
+            unsure: AtomicBool::new(false),
             state: Mutex::default(),
             _open: open,
         }
@@ -139,6 +145,9 @@ impl Member {
                 Err(error) => Exit::Failed(error),
             };
             self.end_session();
+            if before.len() > MOST_BEFORE {
+                before.drain(..before.len() - MOST_BEFORE);
+            }
             match exit {
                 Exit::Left => break,
                 Exit::TopicGone => {
@@ -198,6 +207,7 @@ impl Member {
     }
 
     pub(crate) fn begin(&self, name: &str, conn: &Conn, lease: &Lease) {
+        self.unsure.store(false, Ordering::Release);
         self.lock().session = Some(SessionRef {
             name: name.to_owned(),
             conn: conn.clone(),
@@ -240,6 +250,11 @@ impl Member {
     fn tell_changed(&self) {
         self.told.store(false, Ordering::Release);
         self.changed.notify_one();
+    }
+
+    /// Tells whether something was given back of which the server may not know.
+    pub(crate) fn take_unsure(&self) -> bool {
+        self.unsure.swap(false, Ordering::AcqRel)
     }
 
     /// Asks back what is not to be kept.
@@ -346,6 +361,7 @@ impl Member {
             Err(_) => return Ok(()),
         };
         self.drop_owned(ids);
+        let mut unsure = Unsure(Some(self));
         let replies = conn.ask_all(&pipe).await?;
         self.tell_changed();
         for reply in replies {
@@ -355,6 +371,7 @@ impl Member {
                 _ => {}
             }
         }
+        unsure.0 = None;
         Ok(())
     }
 
@@ -412,6 +429,18 @@ impl Member {
         };
         for slot in slots {
             slot.pause(paused);
+        }
+    }
+}
+
+/// Has the session end where a release is not known to have been stored, be it that it was dropped half way.
+struct Unsure<'a>(Option<&'a Member>);
+
+impl Drop for Unsure<'_> {
+    fn drop(&mut self) {
+        if let Some(member) = self.0 {
+            member.unsure.store(true, Ordering::Release);
+            member.changed.notify_one();
         }
     }
 }

@@ -148,6 +148,8 @@ impl Outbox {
     /// Drops what was fetched before a seek.
     pub(crate) fn seek(&self, id: AssignmentId, to: Offset, generation: u64) -> Option<Arc<Slot>> {
         let mut inner = self.lock();
+        // A later tenure of the partition is no business of this one's.
+        inner.queue(id)?;
         inner.ready.retain(|partition| *partition != id.partition);
         let queue = inner.queue(id)?;
         queue.generation = generation;
@@ -403,6 +405,26 @@ mod tests {
         };
         assert_eq!((batch.generation, batch.next_offset), (1, 6));
         assert!(next(&mut events).is_none());
+    }
+
+    #[test]
+    fn a_seek_of_a_tenure_that_is_over_changes_nothing() {
+        let (outbox, mut events) = outbox();
+        next(&mut events);
+        outbox.records(id(0), 0, records(0..2));
+        assert!(
+            outbox
+                .seek(
+                    AssignmentId {
+                        partition: 0,
+                        epoch: 0
+                    },
+                    5,
+                    1
+                )
+                .is_none()
+        );
+        assert!(matches!(next(&mut events), Some(Event::Batch(_))));
     }
 
     #[test]

@@ -137,10 +137,12 @@ impl<'a> Session<'a> {
         }
         pipe.add_command(say(&log, name, Say::Join, [], member.ttl));
         pipe.add_command(register::newest(&member.shared.keys.meta(&member.topic.name)));
+        // Noted before it is sent: where the answer is lost, the others may have heard the name and wait for its bearer.
+        let told = before.len();
+        before.push(name.to_owned());
         let sent = member.clock.now();
         let replies = conn.call_all(&pipe).await?;
-        before.clear();
-        before.push(name.to_owned());
+        before.drain(..told);
         let partitions = check_topic(member, replies.last())?;
         // A topic that vanished between the first look and the join leaves the log that the join made behind; it
         // holds nothing but this member's words.
@@ -193,6 +195,12 @@ impl<'a> Session<'a> {
                     self.log_at = self.log_at.max(entry.id);
                 }
                 log_slot.more();
+            }
+            if self.member.take_unsure() {
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "partitions were given back, and the server may not know it",
+                ));
             }
             let now = Instant::now();
             if now >= self.next_heartbeat
@@ -487,11 +495,12 @@ impl<'a> Session<'a> {
     /// Gives everything back and says goodbye.
     async fn leave(&mut self) -> Result<()> {
         let ids: Vec<AssignmentId> = self.member.assignments();
-        self.member.release(&ids).await?;
+        let released = self.member.release(&ids).await;
+        // Whoever has left owns nothing, whatever the registers say.
         self.conn
             .call(&say(&self.log, &self.name, Say::Bye, [], self.member.ttl))
             .await?;
-        Ok(())
+        released
     }
 }
 
