@@ -1,8 +1,14 @@
 //! Side by side with the raw clients and the peers: rounds interleaved in one run, every message checked.
 
+pub mod command;
 pub mod core;
+pub mod meter;
+pub mod ours;
 pub mod payload;
 #[cfg(feature = "redis")]
 pub mod redis;
+pub mod results;
 pub mod rounds;
+pub mod side;
+pub mod standard;
 pub mod table;

@@ -1,33 +1,27 @@
-//! The Redis driver and the raw client on one server, with the same payloads, windows, acks and checks.
+//! The raw Redis client's way to do each piece of work, with the same payloads, windows, acks and checks as ours.
 
 use std::{
-    cell::Cell,
-    collections::VecDeque,
+    cell::{Cell, RefCell},
+    collections::HashMap,
     rc::Rc,
     time::{Duration, Instant},
 };
 
-use mq_api::{Consumer, Message, Mode, Mq, Start};
+use mq_api::{Mode, Mq};
 use mq_redis::{RedisConfig, RedisMq};
 use redis::{Value, aio::MultiplexedConnection, cmd, pipe};
 use test_brokers::Redis;
 use tokio::runtime::Runtime;
 
-use crate::payload::{Check, Payloads};
-
-/// The size of every payload, in bytes.
-const SIZE: usize = 100;
-
-/// A server, clients of both kinds, and a runtime.
-pub struct Bench {
-    server: Redis,
-    runtime: Runtime,
-    mq: Mq,
-    raw: MultiplexedConnection,
-    blocking: MultiplexedConnection,
-    payloads: Payloads,
-    next: Cell<u64>,
-}
+use crate::{
+    command::Options,
+    meter::{Meter, Sample, Times, steady},
+    ours::{Ours, Sending, since, stamp, verify},
+    payload::{Check, Payloads},
+    rounds::Goal,
+    side::Work,
+    standard::Standard,
+};
 
 type Outcome<T> = Result<T, String>;
 
@@ -35,255 +29,239 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-impl Bench {
-    /// Connects to a server.
-    ///
-    /// # Errors
-    /// Says what could not be reached.
-    pub fn new(server: Redis) -> Outcome<Rc<Self>> {
-        let runtime = crate::core::two_workers();
+/// How the raw client sends.
+#[derive(Clone, Copy, Debug)]
+pub enum RawSending {
+    /// One pipeline of so many commands after the other.
+    Pipelines(u64),
+    /// Single commands from so many tasks on one connection.
+    Singles(u64),
+}
+
+/// The raw client on a server.
+pub struct Raw {
+    server: Redis,
+    runtime: Rc<Runtime>,
+    raw: MultiplexedConnection,
+    blocking: MultiplexedConnection,
+    next: Cell<u64>,
+    stored: RefCell<HashMap<(u64, usize), String>>,
+}
+
+impl std::fmt::Debug for Raw {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Raw")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Connects both clients and lists the work.
+///
+/// # Errors
+/// Says what could not be reached.
+pub fn works(server: Redis, options: &Options) -> Outcome<Vec<Work>> {
+    let runtime = Rc::new(crate::core::two_workers());
+    let address = server.address();
+    let mq = runtime.block_on(async {
+        let config = RedisConfig::new("127.0.0.1", address.port());
+        RedisMq::connect_with(config)
+            .await
+            .map(Mq::from_driver)
+            .map_err(text)
+    })?;
+    let all = Standard::new(Ours::new(Rc::clone(&runtime), mq), options);
+    let raw = Rc::new(Raw::connect(server, runtime)?);
+    let (many, some, few) = (all.many, all.some, all.few);
+    let send = |count: u64, size: usize, how: RawSending| {
+        let raw = Rc::clone(&raw);
+        move || raw.produce(count, size, how)
+    };
+    let group = |count: u64, size: usize| {
+        let raw = Rc::clone(&raw);
+        move || raw.group(count, size)
+    };
+    let read = |count: u64, size: usize| {
+        let raw = Rc::clone(&raw);
+        move || raw.read(count, size)
+    };
+    let times = |count: u64, gap: Duration, figures: fn(Times, Times) -> Sample| {
+        let raw = Rc::clone(&raw);
+        move || {
+            raw.times(count, gap)
+                .map(|(published, delivered)| figures(published, delivered))
+        }
+    };
+    let at_least = |ratio: f64| [Goal::AtLeast(ratio)];
+    let (groups, reads) = ("XREADGROUP and XACK of 100", "XREAD of 100, no acks");
+    let mut works = vec![
+        all.produce(Sending::InFlight(1000), 100).against(
+            "pipelines of 512",
+            at_least(0.8),
+            send(many, 100, RawSending::Pipelines(512)),
+        ),
+        all.produce(Sending::InFlight(1000), 1024).against(
+            "pipelines of 512",
+            at_least(0.8),
+            send(many, 1024, RawSending::Pipelines(512)),
+        ),
+        all.produce(Sending::Batches(512), 100).against(
+            "pipelines of 512",
+            at_least(0.8),
+            send(many, 100, RawSending::Pipelines(512)),
+        ),
+        all.produce(Sending::InFlight(64), 100).against(
+            "pipelines of 64",
+            at_least(0.6),
+            send(many, 100, RawSending::Pipelines(64)),
+        ),
+        all.produce(Sending::Tasks(64), 100).against(
+            "64 tasks, single commands",
+            at_least(0.8),
+            send(many, 100, RawSending::Singles(64)),
+        ),
+        all.produce(Sending::Tasks(1), 100).against(
+            "single commands",
+            at_least(0.95),
+            send(some, 100, RawSending::Singles(1)),
+        ),
+        all.consume(many, 100, Mode::Partitioned)
+            .against(groups, at_least(1.5), group(many, 100))
+            .against(reads, at_least(0.6), read(many, 100)),
+        all.consume(many, 1024, Mode::Partitioned)
+            .against(groups, at_least(1.5), group(many, 1024))
+            .against(reads, at_least(0.6), read(many, 1024)),
+        all.consume(many, 100, Mode::Shared)
+            .against(groups, at_least(1.0), group(many, 100)),
+        all.catch_up()
+            .against(groups, at_least(1.5), group(10 * many, 100)),
+        all.group_of_four(),
+        all.latency().against(
+            "XADD to a blocking XREAD",
+            [Goal::AtMost(1.4), Goal::AtMost(1.4)],
+            times(few, Standard::EACH_MILLISECOND, |_, delivered| {
+                Sample::latency(delivered)
+            }),
+        ),
+        all.promise().against(
+            "XADD to a blocking XREAD",
+            [Goal::AtMost(1.2); 4],
+            times(few / 2, Standard::EACH_TWO_MILLISECONDS, Sample::promise),
+        ),
+    ];
+    works.extend(all.growth());
+    Ok(works)
+}
+
+impl Raw {
+    fn connect(server: Redis, runtime: Rc<Runtime>) -> Outcome<Self> {
         let address = server.address();
-        let (mq, raw, blocking) = runtime.block_on(async {
-            let config = RedisConfig::new("127.0.0.1", address.port());
-            let mq = Mq::from_driver(RedisMq::connect_with(config).await.map_err(text)?);
+        let (raw, blocking) = runtime.block_on(async {
             let client = redis::Client::open(format!("redis://{address}")).map_err(text)?;
             let options = redis::AsyncConnectionConfig::new()
                 .set_pipeline_buffer_size(1024)
                 .set_response_timeout(Some(Duration::from_secs(30)));
-            let raw = client
-                .get_multiplexed_async_connection_with_config(&options)
-                .await
-                .map_err(text)?;
-            let blocking = client
-                .get_multiplexed_async_connection_with_config(&options)
-                .await
-                .map_err(text)?;
-            Ok::<_, String>((mq, raw, blocking))
+            let connect = async || {
+                client
+                    .get_multiplexed_async_connection_with_config(&options)
+                    .await
+                    .map_err(text)
+            };
+            Ok::<_, String>((connect().await?, connect().await?))
         })?;
-        Ok(Rc::new(Self {
+        Ok(Self {
             server,
             runtime,
-            mq,
             raw,
             blocking,
-            payloads: Payloads::new(SIZE),
             next: Cell::new(0),
-        }))
+            stored: RefCell::default(),
+        })
     }
 
     fn name(&self) -> String {
         self.next.set(self.next.get() + 1);
-        format!("bench-{}", self.next.get())
+        format!("raw-{}", self.next.get())
     }
 
-    fn clean(&self) -> Outcome<()> {
-        self.server.command(&["FLUSHALL"]).map(drop).map_err(text)
-    }
-
-    /// Sends with so many messages in flight, from one task.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn ours_produce(&self, messages: u64, in_flight: usize) -> Outcome<f64> {
-        let topic = self.name();
-        let took = self.runtime.block_on(async {
-            self.mq.create_topic(&topic, 1).await?;
-            let producer = self.mq.producer(&topic).await?;
-            let begin = Instant::now();
-            let mut pending = VecDeque::with_capacity(in_flight);
-            for number in 0..messages {
-                if pending.len() == in_flight
-                    && let Some(oldest) = pending.pop_front()
-                {
-                    oldest.await?;
-                }
-                pending.push_back(producer.enqueue(Message::new(self.payloads.of(number))).await?);
-            }
-            for receipt in pending {
-                receipt.await?;
-            }
-            let took = begin.elapsed();
-            producer.close().await?;
-            Ok::<_, mq_api::Error>(took)
-        });
-        self.clean()?;
-        Ok(crate::rounds::rate(messages, took.map_err(text)?))
-    }
-
-    /// Sends from so many tasks, each awaiting its message.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn ours_awaited(&self, messages: u64, tasks: u64) -> Outcome<f64> {
-        let topic = self.name();
-        let took = self.runtime.block_on(async {
-            self.mq.create_topic(&topic, 1).await?;
-            let producer = self.mq.producer(&topic).await?;
-            let begin = Instant::now();
-            let mut all = Vec::new();
-            for _ in 0..tasks {
-                let (producer, payloads) = (producer.clone(), self.payloads.clone());
-                all.push(tokio::spawn(async move {
-                    for number in 0..messages / tasks {
-                        producer.produce(Message::new(payloads.of(number))).await?;
-                    }
-                    Ok::<_, mq_api::Error>(())
-                }));
-            }
-            for task in all {
-                task.await.map_err(|_| mq_api::Error::closed("task"))??;
-            }
-            let took = begin.elapsed();
-            producer.close().await?;
-            Ok::<_, mq_api::Error>(took)
-        });
-        self.clean()?;
-        Ok(crate::rounds::rate(messages, took.map_err(text)?))
-    }
-
-    /// Sends pipelines of so many commands, one after the other.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn raw_pipeline(&self, messages: u64, size: u64) -> Outcome<f64> {
+    fn produce(&self, messages: u64, size: usize, how: RawSending) -> Outcome<Sample> {
         let key = self.name();
-        let took = self.runtime.block_on(async {
-            let mut raw = self.raw.clone();
-            let begin = Instant::now();
-            let mut sent = 0;
-            while sent < messages {
-                let mut batch = pipe();
-                for number in sent..(sent + size).min(messages) {
-                    batch
-                        .cmd("XADD")
-                        .arg(&key)
-                        .arg("*")
-                        .arg("payload")
-                        .arg(&self.payloads.of(number)[..]);
-                }
-                let ids: Vec<String> = batch.query_async(&mut raw).await?;
-                sent += ids.len() as u64;
+        let payloads = Payloads::new(size);
+        let sample = self.runtime.block_on(async {
+            match how {
+                RawSending::Pipelines(size) => self.pipelines(&key, &payloads, messages, size).await,
+                RawSending::Singles(tasks) => self.singles(&key, &payloads, messages, tasks).await,
             }
-            Ok::<_, redis::RedisError>(begin.elapsed())
-        });
-        self.clean()?;
-        Ok(crate::rounds::rate(messages, took.map_err(text)?))
+        })?;
+        self.remove(&key)?;
+        Ok(sample)
     }
 
-    /// Sends single commands from so many tasks on one connection.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn raw_singles(&self, messages: u64, tasks: u64) -> Outcome<f64> {
-        let key = self.name();
-        let took = self.runtime.block_on(async {
-            let begin = Instant::now();
-            let mut all = Vec::new();
-            for _ in 0..tasks {
-                let (mut raw, key, payloads) = (self.raw.clone(), key.clone(), self.payloads.clone());
-                all.push(tokio::spawn(async move {
-                    for number in 0..messages / tasks {
-                        let _: String = cmd("XADD")
-                            .arg(&key)
-                            .arg("*")
-                            .arg("payload")
-                            .arg(&payloads.of(number)[..])
-                            .query_async(&mut raw)
-                            .await?;
-                    }
-                    Ok::<_, redis::RedisError>(())
-                }));
-            }
-            for task in all {
-                task.await.map_err(text)?.map_err(text)?;
-            }
-            Ok::<_, String>(begin.elapsed())
-        });
-        self.clean()?;
-        Ok(crate::rounds::rate(messages, took?))
+    fn remove(&self, key: &str) -> Outcome<()> {
+        self.server.command(&["DEL", key]).map(drop).map_err(text)
     }
 
-    async fn fill_ours(&self, topic: &str, messages: u64) -> mq_api::Result<()> {
-        self.mq.create_topic(topic, 1).await?;
-        let producer = self.mq.producer(topic).await?;
-        let mut sent = 0;
-        while sent < messages {
-            let batch =
-                (sent..(sent + 1000).min(messages)).map(|number| Message::new(self.payloads.of(number)));
-            for result in producer.produce_batch(batch).await {
-                result?;
-                sent += 1;
-            }
-        }
-        producer.close().await
-    }
-
-    /// Consumes what was stored before and acks each message; the last commit is part of the time.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn ours_consume(&self, messages: u64, mode: Mode) -> Outcome<f64> {
-        let topic = self.name();
-        let took = self.runtime.block_on(async {
-            self.fill_ours(&topic, messages).await?;
-            let begin = Instant::now();
-            let consumer: Consumer = self
-                .mq
-                .consumer(&topic, "bench")
-                .mode(mode)
-                .start_at(Start::Earliest)
-                .await?;
-            let mut check = Check::default();
-            let mut left = messages;
-            while left > 0 {
-                let batch = consumer.consume_batch(1000).await?;
-                left -= batch.len() as u64;
-                for delivery in &batch {
-                    check.take(delivery.payload());
-                }
-                consumer.ack_all(batch)?;
-            }
-            consumer.commit().await?;
-            let took = begin.elapsed();
-            consumer.close().await?;
-            Ok::<_, mq_api::Error>((took, check))
-        });
-        self.clean()?;
-        let (took, check) = took.map_err(text)?;
-        verify(check, messages)?;
-        Ok(crate::rounds::rate(messages, took))
-    }
-
-    async fn fill_raw(&self, key: &str, messages: u64) -> redis::RedisResult<()> {
+    async fn pipelines(&self, key: &str, payloads: &Payloads, messages: u64, size: u64) -> Outcome<Sample> {
         let mut raw = self.raw.clone();
+        let meter = Meter::start();
         let mut sent = 0;
         while sent < messages {
             let mut batch = pipe();
-            for number in sent..(sent + 1000).min(messages) {
+            for number in sent..(sent + size).min(messages) {
                 batch
                     .cmd("XADD")
                     .arg(key)
                     .arg("*")
                     .arg("payload")
-                    .arg(&self.payloads.of(number)[..])
-                    .ignore();
+                    .arg(&payloads.of(number)[..]);
             }
-            batch.exec_async(&mut raw).await?;
-            sent = (sent + 1000).min(messages);
+            let ids: Vec<String> = batch.query_async(&mut raw).await.map_err(text)?;
+            sent += ids.len() as u64;
         }
-        Ok(())
+        Ok(meter.stop(messages))
     }
 
-    /// Reads what was stored before by `XREAD COUNT 100`, without acks.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn raw_read(&self, messages: u64) -> Outcome<f64> {
+    async fn singles(&self, key: &str, payloads: &Payloads, messages: u64, tasks: u64) -> Outcome<Sample> {
+        let meter = Meter::start();
+        let mut all = Vec::new();
+        for _ in 0..tasks {
+            let (mut raw, key, payloads) = (self.raw.clone(), key.to_owned(), payloads.clone());
+            all.push(tokio::spawn(async move {
+                for number in 0..messages / tasks {
+                    let _: String = cmd("XADD")
+                        .arg(&key)
+                        .arg("*")
+                        .arg("payload")
+                        .arg(&payloads.of(number)[..])
+                        .query_async(&mut raw)
+                        .await?;
+                }
+                Ok::<_, redis::RedisError>(())
+            }));
+        }
+        for task in all {
+            task.await.map_err(text)?.map_err(text)?;
+        }
+        Ok(meter.stop(messages))
+    }
+
+    /// Returns a stream that holds so many messages; it is filled once in a run.
+    async fn stored(&self, messages: u64, size: usize) -> Outcome<String> {
+        if let Some(key) = self.stored.borrow().get(&(messages, size)) {
+            return Ok(key.clone());
+        }
         let key = self.name();
-        let took = self.runtime.block_on(async {
-            self.fill_raw(&key, messages).await.map_err(text)?;
+        self.pipelines(&key, &Payloads::new(size), messages, 1000).await?;
+        self.stored.borrow_mut().insert((messages, size), key.clone());
+        Ok(key)
+    }
+
+    /// Reads what is stored by `XREAD COUNT 100`, without acks.
+    fn read(&self, messages: u64, size: usize) -> Outcome<Sample> {
+        let (sample, check) = self.runtime.block_on(async {
+            let key = self.stored(messages, size).await?;
             let mut raw = self.raw.clone();
-            let begin = Instant::now();
+            let meter = Meter::start();
             let (mut check, mut last, mut left) = (Check::default(), "0".to_owned(), messages);
             while left > 0 {
                 let reply: Value = cmd("XREAD")
@@ -301,42 +279,37 @@ impl Bench {
                     left -= 1;
                 }
             }
-            Ok::<_, String>((begin.elapsed(), check))
-        });
-        self.clean()?;
-        let (took, check) = took?;
+            Ok::<_, String>((meter.stop(messages), check))
+        })?;
         verify(check, messages)?;
-        Ok(crate::rounds::rate(messages, took))
+        Ok(sample)
     }
 
-    /// Reads what was stored before by `XREADGROUP COUNT 100` and acks by `XACK`, in one round trip.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn raw_group(&self, messages: u64) -> Outcome<f64> {
-        let key = self.name();
-        let took = self.runtime.block_on(async {
-            self.fill_raw(&key, messages).await.map_err(text)?;
+    /// Reads what is stored by `XREADGROUP COUNT 100` and acks by `XACK`, in one round trip.
+    fn group(&self, messages: u64, size: usize) -> Outcome<Sample> {
+        let group = self.name();
+        let (sample, check) = self.runtime.block_on(async {
+            let key = self.stored(messages, size).await?;
             let mut raw = self.raw.clone();
             cmd("XGROUP")
                 .arg("CREATE")
                 .arg(&key)
-                .arg("g")
+                .arg(&group)
                 .arg("0")
                 .exec_async(&mut raw)
                 .await
                 .map_err(text)?;
-            let begin = Instant::now();
+            let meter = Meter::start();
             let (mut check, mut left) = (Check::default(), messages);
             let mut acks = Vec::new();
             while left > 0 {
                 let mut both = pipe();
                 if !acks.is_empty() {
-                    both.cmd("XACK").arg(&key).arg("g").arg(&acks).ignore();
+                    both.cmd("XACK").arg(&key).arg(&group).arg(&acks).ignore();
                 }
                 both.cmd("XREADGROUP")
                     .arg("GROUP")
-                    .arg("g")
+                    .arg(&group)
                     .arg("c")
                     .arg("COUNT")
                     .arg(100)
@@ -353,67 +326,38 @@ impl Bench {
             }
             cmd("XACK")
                 .arg(&key)
-                .arg("g")
+                .arg(&group)
                 .arg(&acks)
                 .exec_async(&mut raw)
                 .await
                 .map_err(text)?;
-            Ok::<_, String>((begin.elapsed(), check))
-        });
-        self.clean()?;
-        let (took, check) = took?;
+            let sample = meter.stop(messages);
+            cmd("XGROUP")
+                .arg("DESTROY")
+                .arg(&key)
+                .arg(&group)
+                .exec_async(&mut raw)
+                .await
+                .map_err(text)?;
+            Ok::<_, String>((sample, check))
+        })?;
         verify(check, messages)?;
-        Ok(crate::rounds::rate(messages, took))
+        Ok(sample)
     }
 
-    /// Sends one message each `gap` and measures until it is handed over; returns a percentile in microseconds.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn ours_latency(&self, messages: u64, gap: Duration, percentile: f64) -> Outcome<f64> {
-        let topic = self.name();
-        let times = self.runtime.block_on(async {
-            self.mq.create_topic(&topic, 1).await?;
-            let consumer = self.mq.consumer(&topic, "bench").await?;
-            while consumer.assignment().is_empty() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            let producer = self.mq.producer(&topic).await?;
-            let zero = Instant::now();
-            let sending = tokio::spawn(async move {
-                for _ in 0..messages {
-                    tokio::time::sleep(gap).await;
-                    producer.produce(Message::new(stamp(zero))).await?;
-                }
-                Ok::<_, mq_api::Error>(())
-            });
-            let mut times = Vec::new();
-            while (times.len() as u64) < messages {
-                let delivery = consumer.consume().await?;
-                times.push(since(zero, delivery.payload()));
-                delivery.ack()?;
-            }
-            sending.await.map_err(|_| mq_api::Error::closed("task"))??;
-            consumer.close().await?;
-            Ok::<_, mq_api::Error>(times)
-        });
-        self.clean()?;
-        Ok(at(times.map_err(text)?, percentile))
-    }
-
-    /// The same with `XADD` and a blocking `XREAD`.
-    ///
-    /// # Errors
-    /// Says what failed.
-    pub fn raw_latency(&self, messages: u64, gap: Duration, percentile: f64) -> Outcome<f64> {
+    /// Sends by `XADD` at a steady rate to a blocking `XREAD`.
+    fn times(&self, messages: u64, gap: Duration) -> Outcome<(Times, Times)> {
         let key = self.name();
-        let times = self.runtime.block_on(async {
+        let both = self.runtime.block_on(async {
             let (mut raw, mut blocking) = (self.raw.clone(), self.blocking.clone());
             let zero = Instant::now();
             let to = key.clone();
             let sending = tokio::spawn(async move {
+                let mut published = Times::default();
+                let mut pace = steady(gap);
                 for _ in 0..messages {
-                    tokio::time::sleep(gap).await;
+                    pace.tick().await;
+                    let begun = Instant::now();
                     let _: String = cmd("XADD")
                         .arg(&to)
                         .arg("*")
@@ -421,11 +365,12 @@ impl Bench {
                         .arg(stamp(zero))
                         .query_async(&mut raw)
                         .await?;
+                    published.take(begun.elapsed());
                 }
-                Ok::<_, redis::RedisError>(())
+                Ok::<_, redis::RedisError>(published)
             });
-            let (mut times, mut last) = (Vec::new(), "0".to_owned());
-            while (times.len() as u64) < messages {
+            let (mut delivered, mut last) = (Times::default(), "0".to_owned());
+            while delivered.count() < messages {
                 let reply: Value = cmd("XREAD")
                     .arg("BLOCK")
                     .arg(5000)
@@ -436,58 +381,16 @@ impl Bench {
                     .await
                     .map_err(text)?;
                 for (id, payload) in entries(&reply)? {
-                    times.push(since(zero, payload));
+                    delivered.take(since(zero, payload));
                     last = String::from_utf8_lossy(id).into_owned();
                 }
             }
-            sending.await.map_err(text)?.map_err(text)?;
-            Ok::<_, String>(times)
-        });
-        self.clean()?;
-        Ok(at(times?, percentile))
+            let published = sending.await.map_err(text)?.map_err(text)?;
+            Ok::<_, String>((published, delivered))
+        })?;
+        self.remove(&key)?;
+        Ok(both)
     }
-}
-
-impl std::fmt::Debug for Bench {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bench")
-            .field("server", &self.server)
-            .finish_non_exhaustive()
-    }
-}
-
-fn verify(check: Check, messages: u64) -> Outcome<()> {
-    if check == Check::expected(messages, 1) {
-        Ok(())
-    } else {
-        Err(format!("{check:?} came of {messages} messages"))
-    }
-}
-
-fn stamp(zero: Instant) -> Vec<u8> {
-    let nanos = u64::try_from(zero.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let mut bytes = nanos.to_le_bytes().to_vec();
-    bytes.resize(SIZE, 0xAB);
-    bytes
-}
-
-fn since(zero: Instant, payload: &[u8]) -> f64 {
-    let sent = payload
-        .first_chunk::<8>()
-        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    (zero.elapsed().saturating_sub(Duration::from_nanos(sent))).as_secs_f64() * 1e6
-}
-
-fn at(mut times: Vec<f64>, percentile: f64) -> f64 {
-    times.sort_by(f64::total_cmp);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "a percentile of a few thousand values"
-    )]
-    let index = (times.len() as f64 * percentile) as usize;
-    times.get(index).copied().unwrap_or(f64::NAN)
 }
 
 /// Takes ids and the first field's values out of a reply, as a careful user of the raw client does.

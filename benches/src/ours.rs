@@ -1,0 +1,528 @@
+//! Our way to do each piece of work, through the public API: the same code for every backend.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use mq_api::{Consumer, Message, Mode, Mq, Producer, Result, Start};
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    meter::{Meter, Sample, Times, resident, steady},
+    payload::{Check, Payloads},
+};
+
+/// How many messages a consumer takes at once.
+pub const TAKE: usize = 1000;
+/// How long a round may stand still before it is a failure.
+pub const STILL: Duration = Duration::from_secs(60);
+/// The size of a payload that carries a time, in bytes.
+pub const STAMPED: usize = 100;
+
+/// How a message is sent.
+#[derive(Clone, Copy, Debug)]
+pub enum Sending {
+    /// By so many tasks, each awaiting its message.
+    Tasks(u64),
+    /// By one task, with so many in flight.
+    InFlight(usize),
+    /// By one task, in batches of so many.
+    Batches(u64),
+}
+
+/// A client of ours on a broker, and a runtime.
+pub struct Ours {
+    runtime: Rc<Runtime>,
+    mq: Mq,
+    next: Cell<u64>,
+    stored: RefCell<HashMap<(usize, u32, u64), String>>,
+}
+
+impl std::fmt::Debug for Ours {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ours")
+            .field("mq", &self.mq)
+            .finish_non_exhaustive()
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Says what is wrong with what a receiver saw.
+///
+/// # Errors
+/// Where a message is missing, doubled or another one.
+pub fn verify(check: Check, messages: u64) -> std::result::Result<(), String> {
+    if check == Check::expected(messages, 1) {
+        Ok(())
+    } else {
+        Err(format!("{check:?} came of {messages} messages"))
+    }
+}
+
+/// Makes a payload that tells when it was made.
+#[must_use]
+pub fn stamp(zero: Instant) -> Vec<u8> {
+    let nanos = u64::try_from(zero.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let mut bytes = nanos.to_le_bytes().to_vec();
+    bytes.resize(STAMPED, 0xAB);
+    bytes
+}
+
+/// Returns how long ago a payload was made.
+#[must_use]
+pub fn since(zero: Instant, payload: &[u8]) -> Duration {
+    let sent = payload
+        .first_chunk::<8>()
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    zero.elapsed().saturating_sub(Duration::from_nanos(sent))
+}
+
+impl Ours {
+    /// Takes a client that is connected.
+    #[must_use]
+    pub fn new(runtime: Rc<Runtime>, mq: Mq) -> Rc<Self> {
+        Rc::new(Self {
+            runtime,
+            mq,
+            next: Cell::new(0),
+            stored: RefCell::default(),
+        })
+    }
+
+    /// Returns the client.
+    #[must_use]
+    pub fn mq(&self) -> &Mq {
+        &self.mq
+    }
+
+    fn name(&self, hint: &str) -> String {
+        self.next.set(self.next.get() + 1);
+        format!("bench-{hint}-{}", self.next.get())
+    }
+
+    /// Sends messages of a size over so many partitions, and waits until all are stored.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn produce(
+        &self,
+        messages: u64,
+        size: usize,
+        partitions: u32,
+        sending: Sending,
+    ) -> std::result::Result<Sample, String> {
+        let topic = self.name("produce");
+        let payloads = Payloads::new(size);
+        let sample = self.runtime.block_on(async {
+            self.mq.create_topic(&topic, partitions).await?;
+            let sample = send(&self.mq, &topic, messages, &payloads, sending).await?;
+            self.mq.delete_topic(&topic).await?;
+            Ok::<_, mq_api::Error>(sample)
+        });
+        sample.map_err(text)
+    }
+
+    /// Returns a topic that holds so many messages; it is filled once in a run.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn stored(&self, messages: u64, size: usize, partitions: u32) -> std::result::Result<String, String> {
+        let key = (size, partitions, messages);
+        if let Some(topic) = self.stored.borrow().get(&key) {
+            return Ok(topic.clone());
+        }
+        let topic = self.name("stored");
+        let payloads = Payloads::new(size);
+        self.runtime
+            .block_on(async {
+                self.mq.create_topic(&topic, partitions).await?;
+                send(&self.mq, &topic, messages, &payloads, Sending::Batches(1000)).await
+            })
+            .map_err(text)?;
+        self.stored.borrow_mut().insert(key, topic.clone());
+        Ok(topic)
+    }
+
+    /// Consumes what is stored in a topic and acks each message, with so many of the first messages left without an
+    /// ack until the end. The clock runs from the first hand-over to the end of the last commit.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn consume(
+        &self,
+        topic: &str,
+        messages: u64,
+        mode: Mode,
+        held: usize,
+    ) -> std::result::Result<Sample, String> {
+        let group = self.name("group");
+        let (sample, check) = self
+            .runtime
+            .block_on(async {
+                let mut builder = self
+                    .mq
+                    .consumer(topic, &group)
+                    .mode(mode)
+                    .start_at(Start::Earliest);
+                if held > 0 {
+                    builder = builder.max_unacked(held + 10 * TAKE);
+                }
+                let consumer: Consumer = builder.await?;
+                let (mut check, mut left, mut first) = (Check::default(), messages, 0);
+                let mut meter = None;
+                let mut holding = Vec::with_capacity(held + TAKE);
+                while left > 0 {
+                    let batch = still(consumer.consume_batch(TAKE)).await?;
+                    meter.get_or_insert_with(|| {
+                        first = batch.len() as u64;
+                        Meter::start()
+                    });
+                    left = left.saturating_sub(batch.len() as u64);
+                    for delivery in &batch {
+                        check.take(delivery.payload());
+                    }
+                    if holding.len() < held {
+                        holding.extend(batch);
+                    } else {
+                        consumer.ack_all(batch)?;
+                    }
+                }
+                consumer.ack_all(holding)?;
+                consumer.commit().await?;
+                let sample = meter.map(|meter| meter.stop(messages - first));
+                consumer.close().await?;
+                Ok::<_, mq_api::Error>((sample, check))
+            })
+            .map_err(text)?;
+        verify(check, messages)?;
+        sample.ok_or_else(|| "nothing was handed over".to_owned())
+    }
+
+    /// Moves messages through a group of members with one partition each, from the first send to the last commit.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn group(&self, messages: u64, members: u32) -> std::result::Result<Sample, String> {
+        let (topic, group) = (self.name("group"), self.name("group"));
+        let payloads = Payloads::new(STAMPED);
+        let (sample, check) = self
+            .runtime
+            .block_on(async {
+                self.mq.create_topic(&topic, members).await?;
+                let (counts, mut seen) = mpsc::channel(1024);
+                let (done, _) = watch::channel(false);
+                let mut tasks = JoinSet::new();
+                let mut all = Vec::new();
+                for _ in 0..members {
+                    let consumer = self.mq.consumer(&topic, &group).start_at(Start::Earliest).await?;
+                    all.push(consumer);
+                }
+                while all.iter().any(|one| one.assignment().len() != 1) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                for consumer in all {
+                    tasks.spawn(member(consumer, counts.clone(), done.subscribe()));
+                }
+                let meter = Meter::start();
+                send(&self.mq, &topic, messages, &payloads, Sending::Batches(1000)).await?;
+                let mut left = messages;
+                while left > 0 {
+                    let count = tokio::time::timeout(STILL, seen.recv()).await;
+                    let Ok(Some(count)) = count else {
+                        return Err(mq_api::Error::closed("a member"));
+                    };
+                    left = left.saturating_sub(count);
+                }
+                let _ = done.send(true);
+                let mut check = Check::default();
+                while let Some(one) = tasks.join_next().await {
+                    check.add(one.map_err(|_| mq_api::Error::closed("a task"))??);
+                }
+                let sample = meter.stop(messages);
+                self.mq.delete_topic(&topic).await?;
+                Ok((sample, check))
+            })
+            .map_err(text)?;
+        verify(check, messages)?;
+        Ok(sample)
+    }
+
+    /// Sends at a steady rate and returns the times of `produce` and those from its call to the hand-over.
+    fn times(&self, messages: u64, gap: Duration) -> std::result::Result<(Times, Times), String> {
+        let (topic, group) = (self.name("steady"), self.name("group"));
+        self.runtime
+            .block_on(async {
+                self.mq.create_topic(&topic, 1).await?;
+                let consumer = self.mq.consumer(&topic, &group).await?;
+                while consumer.assignment().is_empty() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let producer = self.mq.producer(&topic).await?;
+                let zero = Instant::now();
+                let sending = tokio::spawn(async move {
+                    let mut published = Times::default();
+                    let mut pace = steady(gap);
+                    for _ in 0..messages {
+                        pace.tick().await;
+                        let begun = Instant::now();
+                        producer.produce(Message::new(stamp(zero))).await?;
+                        published.take(begun.elapsed());
+                    }
+                    producer.close().await?;
+                    Ok::<_, mq_api::Error>(published)
+                });
+                let mut delivered = Times::default();
+                while delivered.count() < messages {
+                    let delivery = still(consumer.consume()).await?;
+                    delivered.take(since(zero, delivery.payload()));
+                    delivery.ack()?;
+                }
+                let published = sending.await.map_err(|_| mq_api::Error::closed("a task"))??;
+                consumer.close().await?;
+                self.mq.delete_topic(&topic).await?;
+                Ok::<_, mq_api::Error>((published, delivered))
+            })
+            .map_err(text)
+    }
+
+    /// Sends one message each `gap`; gives the figures of [`LATENCY`](crate::side::LATENCY).
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn latency(&self, messages: u64, gap: Duration) -> std::result::Result<Sample, String> {
+        let (_, delivered) = self.times(messages, gap)?;
+        Ok(Sample::latency(delivered))
+    }
+
+    /// Sends one message each `gap`; gives the figures of [`PROMISE`](crate::side::PROMISE).
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn promise(&self, messages: u64, gap: Duration) -> std::result::Result<Sample, String> {
+        let (published, delivered) = self.times(messages, gap)?;
+        Ok(Sample::promise(published, delivered))
+    }
+
+    /// Opens a consumer and a producer on each of so many topics in which nothing happens.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn idle_topics(&self, topics: u32) -> std::result::Result<Vec<(Consumer, Producer)>, String> {
+        let names: Vec<String> = (0..topics).map(|_| self.name("idle")).collect();
+        let group = self.name("group");
+        self.runtime
+            .block_on(async {
+                let mut all = Vec::new();
+                for name in &names {
+                    self.mq.create_topic(name, 1).await?;
+                    all.push((
+                        self.mq.consumer(name, &group).await?,
+                        self.mq.producer(name).await?,
+                    ));
+                }
+                Ok::<_, mq_api::Error>(all)
+            })
+            .map_err(text)
+    }
+
+    /// Closes what [`Ours::idle_topics`] opened, and deletes the topics.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn close_all(&self, all: Vec<(Consumer, Producer)>) -> std::result::Result<(), String> {
+        self.runtime
+            .block_on(async {
+                for (consumer, producer) in all {
+                    consumer.close().await?;
+                    producer.close().await?;
+                    self.mq.delete_topic(producer.topic()).await?;
+                }
+                Ok::<_, mq_api::Error>(())
+            })
+            .map_err(text)
+    }
+
+    /// Holds so many messages without an ack and returns the memory that each takes, in bytes.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn unacked(&self, topic: &str, messages: u64) -> std::result::Result<Sample, String> {
+        let group = self.name("group");
+        let count = usize::try_from(messages).map_err(text)?;
+        let before = resident()?;
+        let (held, consumer) = self
+            .runtime
+            .block_on(async {
+                let consumer = self
+                    .mq
+                    .consumer(topic, &group)
+                    .start_at(Start::Earliest)
+                    .max_unacked(count)
+                    .await?;
+                let mut held = Vec::with_capacity(count + TAKE);
+                while held.len() < count {
+                    held.extend(still(consumer.consume_batch(TAKE)).await?);
+                }
+                Ok::<_, mq_api::Error>((held, consumer))
+            })
+            .map_err(text)?;
+        let grown = resident()? - before;
+        self.runtime
+            .block_on(async {
+                consumer.ack_all(held)?;
+                consumer.close().await
+            })
+            .map_err(text)?;
+        #[expect(clippy::cast_precision_loss, reason = "counts of a bench lie far below 2^52")]
+        let each = grown / messages as f64;
+        Ok(Sample::of([each]))
+    }
+}
+
+/// Fails where a call stands still.
+async fn still<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(STILL, call)
+        .await
+        .unwrap_or_else(|_| Err(mq_api::Error::closed("nothing came, and the wait")))
+}
+
+async fn member(
+    consumer: Consumer,
+    counts: mpsc::Sender<u64>,
+    mut done: watch::Receiver<bool>,
+) -> Result<Check> {
+    let mut check = Check::default();
+    loop {
+        let batch = tokio::select! {
+            batch = consumer.consume_batch(TAKE) => batch?,
+            _ = done.changed() => break,
+        };
+        for delivery in &batch {
+            check.take(delivery.payload());
+        }
+        let count = batch.len() as u64;
+        consumer.ack_all(batch)?;
+        let _ = counts.send(count).await;
+    }
+    consumer.commit().await?;
+    consumer.close().await?;
+    Ok(check)
+}
+
+async fn send(mq: &Mq, topic: &str, messages: u64, payloads: &Payloads, sending: Sending) -> Result<Sample> {
+    let producer = mq.producer(topic).await?;
+    let meter = Meter::start();
+    match sending {
+        Sending::Tasks(tasks) => {
+            let payloads = Arc::new(payloads.clone());
+            let failed = Arc::new(OnceLock::new());
+            let mut all = JoinSet::new();
+            for task in 0..tasks {
+                let (producer, payloads, failed) = (producer.clone(), payloads.clone(), failed.clone());
+                all.spawn(async move {
+                    let mut number = task;
+                    while number < messages {
+                        if let Err(error) = producer.produce(Message::new(payloads.of(number))).await {
+                            let _ = failed.set(error);
+                            return;
+                        }
+                        number += tasks;
+                    }
+                });
+            }
+            while all.join_next().await.is_some() {}
+            if let Some(error) = Arc::into_inner(failed).and_then(OnceLock::into_inner) {
+                return Err(error);
+            }
+        }
+        Sending::InFlight(window) => {
+            let mut pending = VecDeque::with_capacity(window);
+            for number in 0..messages {
+                if pending.len() == window
+                    && let Some(oldest) = pending.pop_front()
+                {
+                    oldest.await?;
+                }
+                pending.push_back(producer.enqueue(Message::new(payloads.of(number))).await?);
+            }
+            for receipt in pending {
+                receipt.await?;
+            }
+        }
+        Sending::Batches(size) => {
+            let mut sent = 0;
+            while sent < messages {
+                let end = (sent + size).min(messages);
+                let batch = (sent..end).map(|number| Message::new(payloads.of(number)));
+                for result in producer.produce_batch(batch).await {
+                    result?;
+                }
+                sent = end;
+            }
+        }
+    }
+    let sample = meter.stop(messages);
+    producer.close().await?;
+    Ok(sample)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mq_memory::MemoryMq;
+
+    fn memory() -> Rc<Ours> {
+        let runtime = Rc::new(crate::core::two_workers());
+        Ours::new(runtime, Mq::from_driver(MemoryMq::new()))
+    }
+
+    #[test]
+    fn every_way_to_send_stores_every_message() {
+        let ours = memory();
+        for sending in [Sending::Tasks(7), Sending::InFlight(64), Sending::Batches(100)] {
+            let sample = ours.produce(5_000, 100, 4, sending).unwrap();
+            assert!(sample.cpu.is_some_and(|cpu| cpu > 0.0), "{sample:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_consumed_by_one_by_a_group_and_with_messages_held() {
+        let ours = memory();
+        let topic = ours.stored(5_000, 100, 4).unwrap();
+        assert_eq!(topic, ours.stored(5_000, 100, 4).unwrap());
+        ours.consume(&topic, 5_000, Mode::Partitioned, 0).unwrap();
+        ours.consume(&topic, 5_000, Mode::Partitioned, 2_000).unwrap();
+        ours.consume(&topic, 5_000, Mode::Shared, 0).unwrap();
+        ours.group(5_000, 4).unwrap();
+        ours.unacked(&topic, 5_000).unwrap();
+    }
+
+    #[test]
+    fn a_steady_rate_gives_all_its_figures() {
+        let ours = memory();
+        let gap = Duration::from_micros(200);
+        assert_eq!(ours.latency(100, gap).unwrap().values.len(), 3);
+        assert_eq!(ours.promise(100, gap).unwrap().values.len(), 4);
+    }
+
+    #[test]
+    fn a_missing_message_is_seen() {
+        let mut check = Check::default();
+        let payloads = Payloads::new(100);
+        for number in 0..999 {
+            check.take(&payloads.of(number));
+        }
+        assert!(verify(check, 1000).is_err());
+    }
+}
