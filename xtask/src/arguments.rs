@@ -17,9 +17,10 @@ usage: cargo xtask COMMAND
       Runs the conformance suite against a broker that runs already and prints its table.
   brokers start|stop redis|kafka|amqp|rocketmq
       Starts a broker to play with and prints its URL; ends it.
-  bench --backend memory [--quick] [--write]
-      Measures the core side by side with tokio's channels and the peers, and prints the table of ratios.
-      --write puts it into benches/RESULTS-memory.md.
+  bench [--backend memory|redis|kafka|amqp|rocketmq]... [--quick] [--write] [WORDS]
+      Starts the brokers, measures ours side by side with the raw clients and the peers (on memory with tokio's
+      channels), and prints the tables of ratios. --quick moves a tenth of the messages. --write puts the tables and
+      the charts into benches/results and all together into benches/RESULTS.md. Of WORDS one must be in a work's name.
   gates
       Counts allocations and, under callgrind, instructions a message, and checks the limits in benches/limits.txt.
   ci [fmt] [clippy] [docs] [features] [deny] [gates] [test]
@@ -44,8 +45,12 @@ pub(crate) enum Task {
 /// What is to be measured.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bench {
+    /// Nothing named is everything.
+    pub(crate) targets: Vec<Target>,
     pub(crate) quick: bool,
     pub(crate) write: bool,
+    /// Words that choose the work.
+    pub(crate) only: Vec<String>,
 }
 
 /// What is to be done with a broker for a person.
@@ -158,13 +163,7 @@ fn selection(mut words: impl Iterator<Item = String>) -> Result<Selection, Usage
             .or_else(|| words.next())
             .ok_or_else(|| UsageError(format!("{name} needs a value")))?;
         match (name.as_str(), value.as_str()) {
-            ("--backend", "memory") => selection.targets.push(Target::Memory),
-            ("--backend", backend) => {
-                let backend = backend
-                    .parse()
-                    .map_err(|_| UsageError::value("backend", backend))?;
-                selection.targets.push(Target::Broker(backend));
-            }
+            ("--backend", backend) => selection.targets.push(target(backend)?),
             ("--redis", "8") => selection.redis = RedisVersion::V8,
             ("--redis", "valkey") => selection.redis = RedisVersion::Valkey,
             ("--rabbitmq", "4") => selection.rabbitmq = RabbitMqVersion::V4,
@@ -174,22 +173,33 @@ fn selection(mut words: impl Iterator<Item = String>) -> Result<Selection, Usage
     Ok(selection)
 }
 
+fn target(name: &str) -> Result<Target, UsageError> {
+    match name {
+        "memory" => Ok(Target::Memory),
+        broker => broker
+            .parse()
+            .map(Target::Broker)
+            .map_err(|_| UsageError::value("backend", broker)),
+    }
+}
+
 fn bench(mut words: impl Iterator<Item = String>) -> Result<Bench, UsageError> {
     let mut bench = Bench::default();
-    let mut backend = None;
     while let Some(word) = words.next() {
         match word.as_str() {
             "--quick" => bench.quick = true,
             "--write" => bench.write = true,
-            "--backend" => backend = words.next(),
-            other => return Err(UsageError::value("option", other)),
+            "--backend" => {
+                let name = words
+                    .next()
+                    .ok_or_else(|| UsageError("--backend needs a value".into()))?;
+                bench.targets.push(target(&name)?);
+            }
+            option if option.starts_with("--") => return Err(UsageError::value("option", option)),
+            _ => bench.only.push(word),
         }
     }
-    match backend.as_deref() {
-        Some("memory") => Ok(bench),
-        Some(other) => Err(UsageError::value("backend", other)),
-        None => Err(UsageError("bench needs --backend".into())),
-    }
+    Ok(bench)
 }
 
 fn broker_command(mut words: impl Iterator<Item = String>) -> Result<BrokerCommand, UsageError> {
@@ -240,7 +250,8 @@ mod tests {
             ("brokers start", "needs start or stop"),
             ("brokers burn redis", "`burn`"),
             ("ci lint", "`lint`"),
-            ("bench", "--backend"),
+            ("bench --backend", "--backend needs a value"),
+            ("bench --backend zeromq", "`zeromq`"),
             ("bench --backend memory --slow", "`--slow`"),
             ("conformance", "needs a URL"),
         ] {

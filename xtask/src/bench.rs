@@ -1,37 +1,141 @@
 //! The benches, run and written down.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use test_brokers::Backend;
 
 use crate::Result;
 use crate::arguments::Bench;
-use crate::cargo::{cargo, succeeds};
+use crate::cargo::{cargo, packages, succeeds};
+use crate::suite::Target;
 
-/// Measures the core on memory.
+/// What stands above the tables of all backends.
+const HEAD: &str = "\
+# Side by side
+
+What this library costs against the raw clients and against its peers, measured by `cargo xtask bench --write`. All
+contenders of a piece of work run in turn, round by round, in one run on one machine, with the same payloads, the same
+durability, windows and acks, and every message is checked: who loses or doubles one is shown as FAILED. The ratio is
+ours divided by theirs: above 1 is better for rates, below 1 for times and memory. CPU is the processor time of the
+client's process for one message. Absolute numbers do not travel to other machines; ratios mostly do.
+";
+
+/// Measures the chosen backends, or all that have a bench.
 pub(crate) fn run(bench: &Bench) -> Result<bool> {
-    let features = [
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches");
+    let folder = root.join("results");
+    let features: Vec<String> = packages()?
+        .into_iter()
+        .filter(|package| package.name == "benches")
+        .flat_map(|package| package.features)
+        .collect();
+    let all = [Target::Memory]
+        .into_iter()
+        .chain(Backend::ALL.map(Target::Broker));
+    let (mut passed, mut any) = (true, false);
+    for target in all {
+        if !bench.targets.is_empty() && !bench.targets.contains(&target) {
+            continue;
+        }
+        let known = target == Target::Memory || features.iter().any(|name| name == target.name());
+        if !known {
+            let absent = format!("{} has no bench yet", target.name());
+            if bench.targets.contains(&target) {
+                return Err(absent.into());
+            }
+            println!("{absent}");
+            continue;
+        }
+        any = true;
+        passed &= measure(target, bench, &folder)?;
+    }
+    if bench.write && any {
+        fs::write(root.join("RESULTS.md"), assemble(&folder)?)?;
+    }
+    Ok(passed)
+}
+
+/// Builds and runs the bench of one backend.
+fn measure(target: Target, bench: &Bench, folder: &Path) -> Result<bool> {
+    let (bin, features) = match target {
+        Target::Memory => ("core", "peers".to_owned()),
+        Target::Broker(backend) => (backend.name(), format!("peers,{backend}")),
+    };
+    let chosen = [
         "--release",
         "-p",
         "benches",
         "--features",
-        "peers",
+        &features,
         "--bin",
-        "core",
+        bin,
     ];
-    if !succeeds(cargo().arg("build").args(features))? {
+    if !succeeds(cargo().arg("build").args(chosen))? {
         return Ok(false);
     }
-    let mut command: Command = cargo();
-    command.args(["run", "--quiet"]).args(features).arg("--");
+    let mut command = cargo();
+    command.args(["run", "--quiet"]).args(chosen).arg("--");
     if bench.quick {
         command.arg("--quick");
     }
-    if !bench.write {
-        return succeeds(&mut command);
+    if target == Target::Memory {
+        // The core's bench prints its tables and is told nothing of files.
+        let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+        let tables = String::from_utf8_lossy(&output.stdout);
+        println!("{tables}");
+        if bench.write {
+            fs::create_dir_all(folder)?;
+            fs::write(
+                folder.join("memory.md"),
+                format!("## Memory\n\n{}\n", tables.trim()),
+            )?;
+        }
+        return Ok(output.status.success());
     }
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
-    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/RESULTS-memory.md");
-    std::fs::write(&place, &output.stdout)?;
-    println!("{}", String::from_utf8_lossy(&output.stdout));
-    Ok(output.status.success())
+    if bench.write {
+        fs::create_dir_all(folder)?;
+        command.arg("--write").arg(folder);
+    }
+    succeeds(command.args(&bench.only))
+}
+
+/// Joins the tables of all backends that were ever measured.
+fn assemble(folder: &Path) -> Result<String> {
+    let mut text = HEAD.to_owned();
+    for target in [Target::Memory]
+        .into_iter()
+        .chain(Backend::ALL.map(Target::Broker))
+    {
+        let name = target.name();
+        let place: PathBuf = folder.join(format!("{name}.md"));
+        if !place.exists() {
+            text.push_str(&format!("\n`{name}` is not measured yet.\n"));
+            continue;
+        }
+        text.push_str(&format!("\n{}\n", fs::read_to_string(place)?.trim()));
+        if folder.join(format!("{name}.svg")).exists() {
+            text.push_str(&format!("\n![Ratios on {name}](results/{name}.svg)\n"));
+        }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_results_name_what_is_not_measured_and_show_each_chart() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("redis.md"), "## Redis\n\n| table |\n").unwrap();
+        fs::write(folder.path().join("redis.svg"), "<svg/>").unwrap();
+        let text = assemble(folder.path()).unwrap();
+        assert!(
+            text.contains("## Redis\n\n| table |\n\n![Ratios on redis](results/redis.svg)"),
+            "{text}"
+        );
+        assert!(text.contains("`memory` is not measured yet."), "{text}");
+    }
 }

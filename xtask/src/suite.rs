@@ -34,7 +34,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Broker(backend) => backend.name(),
