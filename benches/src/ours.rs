@@ -24,6 +24,8 @@ use crate::{
 pub const TAKE: usize = 1000;
 /// How long a round may stand still before it is a failure.
 pub const STILL: Duration = Duration::from_secs(60);
+/// How long after their joining idle members are left alone, so that what they do then is not measured.
+const SETTLE: Duration = Duration::from_secs(3);
 /// The size of a payload that carries a time, in bytes.
 pub const STAMPED: usize = 100;
 
@@ -331,6 +333,10 @@ impl Ours {
                         self.mq.producer(name).await?,
                     ));
                 }
+                while all.iter().any(|(one, _)| one.assignment().is_empty()) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                tokio::time::sleep(if topics == 0 { Duration::ZERO } else { SETTLE }).await;
                 Ok::<_, mq_api::Error>(all)
             })
             .map_err(text)

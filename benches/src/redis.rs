@@ -95,6 +95,7 @@ pub fn works(server: Redis, options: &Options) -> Outcome<Vec<Work>> {
     let at_least = |ratio: f64| [Goal::AtLeast(ratio)];
     let (groups, reads) = ("XREADGROUP and XACK of 100", "XREAD of 100, no acks");
     let mut works = vec![
+        all.memory(),
         all.produce(Sending::InFlight(1000), 100).against(
             "pipelines of 512",
             at_least(0.8),
