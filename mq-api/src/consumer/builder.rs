@@ -615,7 +615,13 @@ impl Options {
             check_timeout("session_timeout", timeout)?;
         }
         match self.mode {
-            Mode::Partitioned => require(capabilities, capabilities.partitioned, "partitioned consumers"),
+            Mode::Partitioned => {
+                require(capabilities, capabilities.partitioned, "partitioned consumers")?;
+                if self.on_trimmed == OnTrimmed::Latest {
+                    require(capabilities, capabilities.seek, "on_trimmed latest, which seeks")?;
+                }
+                Ok(())
+            }
             Mode::Broadcast => require(capabilities, capabilities.broadcast, "broadcast"),
             Mode::Shared => {
                 require(capabilities, capabilities.shared, "shared consumers")?;

@@ -10,7 +10,7 @@ impl Consumer {
     /// Stops hand-over and fetching of every partition. Membership, commits and redelivery timers go on.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed).
+    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) where the backend declares no `pause`.
     ///
     /// ```
     /// # use mq_api::{Message, Mq};
@@ -35,7 +35,7 @@ impl Consumer {
     /// Takes back [`pause`](Self::pause), and every pause of single partitions.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed).
+    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) where the backend declares no `pause`.
     ///
     /// ```
     /// # use mq_api::{Message, Mq};
@@ -55,11 +55,13 @@ impl Consumer {
     }
 
     fn pause_all(&self, paused: bool) -> Result<()> {
+        let can = self.can_pause();
         match self.kind() {
-            Kind::Queue(engine) => engine.set_paused(paused),
+            Kind::Queue(engine) => can.and_then(|()| engine.set_paused(paused)),
             Kind::Log { engine, .. } => {
                 engine.with(|core| {
                     core.check_alive()?;
+                    can?;
                     core.all_paused = paused;
                     core.paused.clear();
                     for number in 0..core.partitions.len() {
@@ -76,7 +78,7 @@ impl Consumer {
     /// Stops hand-over and fetching of some partitions, now and after a rebalance that brings them here again.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) in shared mode.
+    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) in shared mode, or without `pause`.
     ///
     /// ```
     /// # use mq_api::{Message, Mq};
@@ -100,7 +102,7 @@ impl Consumer {
     /// Takes back [`pause_partitions`](Self::pause_partitions).
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) in shared mode.
+    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) in shared mode, or without `pause`.
     ///
     /// ```
     /// # use mq_api::{Message, Mq};
@@ -125,6 +127,7 @@ impl Consumer {
         let engine = self.engine("pausing single partitions")?;
         engine.with(|core| {
             core.check_alive()?;
+            self.can_pause()?;
             for partition in partitions {
                 core.paused.retain(|other| other != partition);
                 if paused {
@@ -137,6 +140,11 @@ impl Consumer {
         })?;
         engine.wake_all();
         Ok(())
+    }
+
+    fn can_pause(&self) -> Result<()> {
+        let capabilities = self.handle.member.mq.driver.capabilities();
+        require(capabilities, capabilities.pause, "pause").map_err(|error| error.with_operation("pause"))
     }
 
     /// Moves a partition that is assigned to this consumer, and returns the offset that it goes on at.

@@ -4,9 +4,9 @@ mod script;
 
 use std::time::Duration;
 
-use self::script::Script;
+use self::script::{Script, capabilities};
 use crate::{
-    Backoff, Clock, Delivery, Error, ErrorKind, Lease, Ordering, Position,
+    Backoff, Clock, Delivery, Error, ErrorKind, Lease, OnTrimmed, Ordering, Position, Support,
     driver::{Assignment, AssignmentId, CommitOutcome, Event},
 };
 
@@ -256,6 +256,78 @@ async fn nothing_is_handed_over_after_the_lease() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_settlement_after_a_long_freeze_is_taken_though_nobody_has_looked_at_the_lease() {
+    for (way, settle) in [
+        ("ack", Delivery::ack as fn(Delivery) -> crate::Result<()>),
+        ("nack", Delivery::nack),
+        ("reject", Delivery::reject),
+    ] {
+        let clock = Clock::manual();
+        let script = Script::with_clock(&clock);
+        let consumer = script.open(|builder| builder).await;
+        let lease = Lease::new(clock.clone(), clock.now() + Duration::from_secs(5));
+        script.assign(Assignment::new(FIRST, 0).with_lease(lease.clone()));
+        script.batch(FIRST, 0, 0..2);
+        let held = consumer.consume_batch(2).await.unwrap();
+        clock.advance(Duration::from_secs(6));
+        // The driver's own task, which wakes later, renews nothing that has run out.
+        assert!(!lease.renew(clock.now() + Duration::from_secs(5)));
+        for delivery in held {
+            assert_eq!(settle(delivery).unwrap_err().kind(), ErrorKind::StaleAck, "{way}");
+        }
+        assert_eq!(consumer.status().stale_acks, 2, "{way}");
+        consumer.close().await.unwrap();
+        assert!(script.commits().is_empty(), "{way}: {:?}", script.commits());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn acks_in_one_call_after_a_long_freeze_are_refused_too() {
+    let clock = Clock::manual();
+    let script = Script::with_clock(&clock);
+    let consumer = script.open(|builder| builder).await;
+    let lease = Lease::new(clock.clone(), clock.now() + Duration::from_secs(5));
+    script.assign(Assignment::new(FIRST, 0).with_lease(lease));
+    script.batch(FIRST, 0, 0..2);
+    let held = consumer.consume_batch(2).await.unwrap();
+    clock.advance(Duration::from_secs(6));
+    assert_eq!(consumer.ack_all(held).unwrap_err().kind(), ErrorKind::StaleAck);
+    assert_eq!(consumer.status().acked, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pause_is_refused_by_name_where_the_driver_declares_none() {
+    let script = Script::new();
+    let mut can = capabilities();
+    can.pause = Support::Unsupported;
+    let consumer = script.client(can).consumer("topic", "group").await.unwrap();
+    script.assign(Assignment::new(FIRST, 0));
+    script.batch(FIRST, 0, 0..1);
+    for refused in [
+        consumer.pause(),
+        consumer.resume(),
+        consumer.pause_partitions(&[0]),
+        consumer.resume_partitions(&[0]),
+    ] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.context().contains("script"), "{error}");
+    }
+    assert_eq!(consumer.consume().await.unwrap().offset(), 0, "nothing was paused");
+    consumer.close().await.unwrap();
+    assert_eq!(consumer.pause().unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn going_on_at_the_latest_is_refused_where_the_driver_cannot_seek() {
+    let mut can = capabilities();
+    can.seek = Support::Unsupported;
+    let client = Script::new().client(can);
+    let opened = client.consumer("topic", "group").on_trimmed(OnTrimmed::Latest);
+    assert_eq!(opened.await.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_seek_drops_what_was_fetched_before_it() {
     let script = Script::new();
     let consumer = script.open(|builder| builder).await;
@@ -326,6 +398,28 @@ async fn with_automatic_acks_a_message_is_committed_before_it_is_handed_over() {
         1,
         "what was only fetched goes back"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_automatic_acks_a_close_takes_back_what_a_commit_under_way_stores_ahead() {
+    let script = Script::new();
+    let consumer = script.open(crate::ConsumerBuilder::auto_ack).await;
+    script.assign(Assignment::new(FIRST, 0));
+    script.batch(FIRST, 0, 0..4);
+    drop(consumer.consume().await.unwrap());
+    // The commit that stores the second batch ahead is under way, or fails, as the close begins.
+    let mut failures = 1;
+    script.answer_commits(move || {
+        failures -= 1;
+        if failures >= 0 {
+            return Err(Error::new(ErrorKind::Connection, "cut"));
+        }
+        Ok(CommitOutcome::Stored)
+    });
+    script.batch(FIRST, 0, 4..8);
+    assert!(consumer.try_consume().unwrap().is_some());
+    consumer.close().await.unwrap();
+    assert_eq!(script.last_commit().position, 2);
 }
 
 #[tokio::test(start_paused = true)]

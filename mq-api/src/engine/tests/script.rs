@@ -57,12 +57,16 @@ impl Script {
     }
 
     pub(super) async fn open(&self, options: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder) -> Consumer {
-        let client = ClientOptions::default().with_clock(self.clock.clone());
-        let mq = Mq::from_driver_with(Scripted(self.clone(), capabilities()), client);
-        options(mq.consumer("topic", "group"))
+        options(self.client(capabilities()).consumer("topic", "group"))
             .into_future()
             .await
             .unwrap()
+    }
+
+    /// Makes a client of a driver that declares this.
+    pub(super) fn client(&self, capabilities: Capabilities) -> Mq {
+        let client = ClientOptions::default().with_clock(self.clock.clone());
+        Mq::from_driver_with(Scripted(self.clone(), capabilities), client)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -137,7 +141,7 @@ impl Script {
     }
 }
 
-fn capabilities() -> Capabilities {
+pub(super) fn capabilities() -> Capabilities {
     let mut capabilities = Capabilities::new("script");
     capabilities.partitioned = Support::Native;
     capabilities.seek = Support::Native;
