@@ -614,6 +614,9 @@ impl Options {
         if let Some(timeout) = self.session_timeout {
             check_timeout("session_timeout", timeout)?;
         }
+        if matches!(self.start, Start::Time(_)) {
+            require(capabilities, capabilities.offset_at, "a start by time")?;
+        }
         match self.mode {
             Mode::Partitioned => {
                 require(capabilities, capabilities.partitioned, "partitioned consumers")?;

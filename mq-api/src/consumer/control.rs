@@ -154,7 +154,7 @@ impl Consumer {
     /// # Errors
     /// [`InvalidPartition`](ErrorKind::InvalidPartition) where it is not assigned here,
     /// [`OffsetOutOfRange`](ErrorKind::OffsetOutOfRange) beyond the end, [`Unsupported`](ErrorKind::Unsupported) in
-    /// shared mode, [`Timeout`](ErrorKind::Timeout) after the client's request timeout.
+    /// shared mode and where the backend declares no `seek`, or for a time no `offset_at`; [`Timeout`](ErrorKind::Timeout) after the client's request timeout.
     ///
     /// # Cancel safety
     /// The move goes on if the future is dropped.
@@ -182,6 +182,10 @@ impl Consumer {
         engine.with(|core| core.check_alive())?;
         let capabilities = self.handle.member.mq.driver.capabilities();
         require(capabilities, capabilities.seek, "seek").map_err(|error| error.with_operation("seek"))?;
+        if matches!(to, Position::Time(_)) {
+            require(capabilities, capabilities.offset_at, "a seek by time")
+                .map_err(|error| error.with_operation("seek"))?;
+        }
         let limit = self.handle.member.mq.options.request_timeout;
         deadline("seek", limit, engine.seek(partition, to)).await
     }

@@ -313,7 +313,11 @@ async fn pause_is_refused_by_name_where_the_driver_declares_none() {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.context().contains("script"), "{error}");
     }
-    assert_eq!(consumer.consume().await.unwrap().offset(), 0, "nothing was paused");
+    assert_eq!(
+        consumer.consume().await.unwrap().offset(),
+        0,
+        "nothing was paused"
+    );
     consumer.close().await.unwrap();
     assert_eq!(consumer.pause().unwrap_err().kind(), ErrorKind::Closed);
 }
@@ -325,6 +329,21 @@ async fn going_on_at_the_latest_is_refused_where_the_driver_cannot_seek() {
     let client = Script::new().client(can);
     let opened = client.consumer("topic", "group").on_trimmed(OnTrimmed::Latest);
     assert_eq!(opened.await.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_and_a_seek_by_time_are_refused_where_the_driver_knows_no_times() {
+    let script = Script::new();
+    let client = script.client(capabilities());
+    let at = Position::Time(crate::Timestamp::from_millis(1));
+    let opened = client.consumer("topic", "group").start_at(at).await;
+    assert_eq!(opened.unwrap_err().kind(), ErrorKind::Unsupported);
+    let consumer = client.consumer("topic", "group").await.unwrap();
+    script.assign(Assignment::new(FIRST, 0));
+    assert_eq!(
+        consumer.seek(0, at).await.unwrap_err().kind(),
+        ErrorKind::Unsupported
+    );
 }
 
 #[tokio::test(start_paused = true)]
