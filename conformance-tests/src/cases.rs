@@ -1,12 +1,12 @@
 //! The cases by theme, and what the runner must know of each.
 
 mod builds;
-mod close;
+pub(crate) mod close;
 mod codec;
 mod consume;
 mod delay;
 mod faults;
-mod modes;
+pub(crate) mod modes;
 mod positions;
 mod produce;
 mod resources;

@@ -66,7 +66,11 @@ struct State {
     names: u64,
     refusal: Option<String>,
     measured: Vec<Measurement>,
+    shown: Vec<(String, Show)>,
 }
+
+/// Says how something is now.
+type Show = Box<dyn Fn() -> String + Send>;
 
 #[derive(Default)]
 struct Counts {
@@ -352,6 +356,19 @@ impl Context {
         state.log.push_back(line);
     }
 
+    /// Has the state of a member or a producer printed if the case fails.
+    pub(crate) fn show(&self, what: impl Into<String>, state: impl Fn() -> String + Send + 'static) {
+        self.state().shown.push((what.into(), Box::new(state)));
+    }
+
+    /// Writes the states into the log that a case wants to be seen when it fails.
+    pub(crate) fn note_shown(&self) {
+        let shown = std::mem::take(&mut self.state().shown);
+        for (what, state) in shown {
+            note!(self, "{what}: {}", state());
+        }
+    }
+
     /// Returns the case's history.
     pub(crate) fn history(&self) -> &History {
         &self.inner.history
@@ -392,6 +409,7 @@ impl Context {
     pub(crate) async fn clean_up(&self) {
         let (clients, topics) = {
             let mut state = self.state();
+            state.shown.clear();
             (
                 std::mem::take(&mut state.clients),
                 std::mem::take(&mut state.topics),

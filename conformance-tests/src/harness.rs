@@ -222,6 +222,9 @@ pub struct Times {
     pub partitions_seen: Duration,
     /// From a server that is ready again to messages that flow again.
     pub progress: Duration,
+    /// From the moment that a message is over its topic's retention, by age or by bytes, to its removal. `None`, the
+    /// default: not soon enough to wait for, so that the suite proves only that a topic can be told.
+    pub retention: Option<Duration>,
     /// How long a message of a shared group is kept for a member that has vanished, beyond which it goes to another.
     pub message_lease: Duration,
     /// The session timeout that cases with killed and frozen members ask for.
@@ -240,6 +243,7 @@ impl Default for Times {
             topic_gone: Duration::from_secs(10),
             partitions_seen: Duration::from_secs(10),
             progress: Duration::from_secs(30),
+            retention: None,
             message_lease: Duration::from_secs(30),
             session_timeout: Duration::from_secs(6),
         }
@@ -259,6 +263,15 @@ macro_rules! setters {
             )*
         }
     };
+}
+
+impl Times {
+    /// Declares [`retention`](Self::retention).
+    #[must_use]
+    pub fn with_retention(mut self, time: Duration) -> Self {
+        self.retention = Some(time);
+        self
+    }
 }
 
 setters!(

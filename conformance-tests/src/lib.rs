@@ -12,11 +12,16 @@
 //! and goes through the public API only. The README of this crate lists the cases and the guarantees that they stand
 //! for.
 
+// The drivers' side of the suite is one file for its own tests and for those of the driver in memory.
+#[cfg(test)]
+extern crate self as conformance_tests;
+
 mod agent;
 mod capability;
 mod cases;
 mod checker;
 mod context;
+mod control;
 mod failure;
 mod flow;
 mod harness;

@@ -8,11 +8,13 @@ mod close;
 mod consume;
 mod consume_tweaks;
 mod faults;
+mod lacks;
 mod memory;
 mod modes;
 mod positions;
 mod produce;
 mod read_tweaks;
+mod rules;
 mod sends;
 mod settle;
 mod topics;
@@ -20,7 +22,7 @@ mod truth;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use self::memory::MutantOfMemory;
+use self::memory::{MUTANT, mutant_of_memory};
 use crate::{
     cases,
     report::Verdict,
@@ -116,7 +118,7 @@ const TRIES: usize = 8;
 async fn judge(proof: &'static Proof) -> Option<String> {
     let case = cases::all().find(|case| case.id == proof.case)?;
     let run = || async {
-        let harness = Arc::new(MutantOfMemory::new((proof.tweak)()));
+        let harness = Arc::new(mutant_of_memory(proof.mutant, (proof.tweak)()));
         Suite::new(harness, 1).run(case).await
     };
     let mut report = run().await;
@@ -143,12 +145,14 @@ async fn judge(proof: &'static Proof) -> Option<String> {
 /// Serves as a child process of a proof; does nothing when it is run as a test.
 #[test]
 fn serve_child() {
-    // The cases that run alone have one mutant each.
-    let Ok(case) = std::env::var(runner::ALONE) else {
+    let (Ok(case), Ok(mutant)) = (std::env::var(runner::ALONE), std::env::var(MUTANT)) else {
         return;
     };
-    if let Some(proof) = proofs().find(|proof| proof.case == case) {
-        let served = runner::serve_child(MutantOfMemory::new((proof.tweak)()));
-        assert!(served.is_some(), "not started as a child");
-    }
+    let proof = proofs().find(|proof| proof.case == case && proof.mutant == mutant);
+    let served = match (proof, lacks::by_name(&mutant)) {
+        (Some(proof), _) => runner::serve_child(mutant_of_memory(proof.mutant, (proof.tweak)())),
+        (None, Some(lacking)) => runner::serve_child(lacking),
+        (None, None) => None,
+    };
+    assert!(served.is_some(), "not started as a child of {mutant:?}");
 }

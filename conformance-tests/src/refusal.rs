@@ -77,8 +77,15 @@ async fn refuse(cx: &Context, capability: Capability) -> CaseResult<Option<mq_ap
             refused(what, producer.produce(delayed).await, KIND)?
         }
         Capability::OffsetAt => {
-            let reader = mq.reader(&topic).await?;
-            refused(what, reader.offset_at(0, Timestamp::now()).await, KIND)?
+            let opened = mq
+                .consumer(&topic, &group)
+                .start_at(Start::Time(Timestamp::now()));
+            let error = refused(what, opened.await, KIND)?;
+            if cx.can(Capability::Reader) {
+                let reader = mq.reader(&topic).await?;
+                refused(what, reader.offset_at(0, Timestamp::now()).await, KIND)?;
+            }
+            error
         }
         Capability::Tombstone => {
             let producer = mq.producer(&topic).await?;

@@ -292,6 +292,9 @@ impl Suite {
                 Err(format!("not done within its deadline of {:?}", case.deadline))
             }
         };
+        if result.is_err() {
+            cx.note_shown();
+        }
         let mut remains = cx.remains();
         cx.clean_up().await;
         match result {

@@ -284,7 +284,7 @@ impl MemoryConfig {
     }
 }
 
-const LEAST_LEASE: Duration = Duration::from_millis(20);
+pub(crate) const LEAST_LEASE: Duration = Duration::from_millis(20);
 /// Ten years: what is longer is taken for a mistake, and would overflow clocks.
 const MOST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 

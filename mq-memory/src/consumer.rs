@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     broker::Broker,
+    config::LEAST_LEASE,
     error::MemoryError,
     group::{Group, Leave},
     log::{Cursor, Read, Watching},
@@ -43,7 +44,11 @@ pub(crate) fn join(
         broker.next_id(),
         config.max_partitions,
         subscription.session_timeout.unwrap_or(config.revoke_timeout),
-        config.lease,
+        config.lease.map(|lease| {
+            subscription
+                .session_timeout
+                .map_or(lease, |asked| asked.max(LEAST_LEASE))
+        }),
         &subscription.clock,
     ));
     group.join(Arc::clone(&member), &mut Wakes::default());

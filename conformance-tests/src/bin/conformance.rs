@@ -43,14 +43,17 @@ impl Harness for Named {
         let mut named = self.clone();
         if self.name() == "memory" && !self.url.contains('?') {
             // Without a lease, nobody takes over from a member that is frozen.
-            named.url.push_str("?lease=2s&shared_lease=2s");
+            named.url.push_str("?lease=30s&shared_lease=4s");
         }
         Ok(Arc::new(named))
     }
 
     fn times(&self) -> Times {
         match self.name() {
-            "memory" => Times::default().with_message_lease(Duration::from_secs(2)),
+            "memory" => Times::default()
+                .with_message_lease(Duration::from_secs(4))
+                .with_session_timeout(Duration::from_secs(2))
+                .with_retention(Duration::from_secs(5)),
             _ => Times::default(),
         }
     }

@@ -66,10 +66,11 @@ async fn another_build_joins_leaves_and_dies(cx: Context) -> CaseResult {
         });
         let limit = if round == 0 {
             other.close().await?;
-            cx.times().close_takeover
+            cx.times().close_takeover + cx.times().progress
         } else {
             other.kill().await?;
-            cx.times().crash_takeover
+            // How soon is what C6 and C7 are about.
+            cx.times().crash_takeover + cx.times().progress
         };
         cx.history().record(What::Gone {
             group: GROUP.to_owned(),

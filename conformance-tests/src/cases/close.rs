@@ -2,8 +2,8 @@
 
 mod frozen;
 mod leaks;
-mod lifecycle;
-mod refusals;
+pub(crate) mod lifecycle;
+pub(crate) mod refusals;
 
 use crate::{
     cases::{Case, case},

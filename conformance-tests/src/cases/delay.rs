@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use mq_api::{Clock, ErrorKind, Message, Moment, Timestamp};
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     agent::ToSend,
@@ -11,6 +11,7 @@ use crate::{
     cases::steps::{one_through_outages, payloads, take_until_through_outages},
     cases::{Case, case},
     context::{Context, Measured},
+    control::Control,
     failure::{CaseResult, ensure, note},
     flow::{each_once, list, numbered, one, refused, send_to, take_acked, text},
     harness::Fault,
@@ -24,6 +25,28 @@ pub(super) const CASES: &[Case] = &[
     case!("D3", Delay, killed_mover_loses_nothing).needs(&[Capability::Delay]),
 ];
 
+/// What one message of D1 may come at.
+struct Due {
+    earliest: Moment,
+    /// Without the precision and what the machine adds.
+    latest: Moment,
+    /// How late a plain timer and a plain exchange of bytes were at the same moment.
+    machine: JoinHandle<CaseResult<Duration>>,
+}
+
+impl Due {
+    /// Measures what the machine adds beside the message.
+    async fn new(earliest: Moment, latest: Moment) -> CaseResult<Self> {
+        let mut control = Control::start().await?;
+        let at = Instant::now() + latest.saturating_since(Clock::system().now());
+        Ok(Self {
+            earliest,
+            latest,
+            machine: tokio::spawn(async move { control.late(at).await }),
+        })
+    }
+}
+
 /// D1: a delayed message never comes before it is due, and at most the stated precision late; one without delay, or due
 /// in the past, is not held up by those before it. Guarantee 3.
 async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResult {
@@ -35,8 +58,7 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
     take_acked(&cx, &consumer, 1).await?;
 
     let clock = Clock::system();
-    // What a message may come at: the earliest and, without the precision, the latest moment.
-    let mut due: BTreeMap<String, (Moment, Moment)> = BTreeMap::new();
+    let mut due: BTreeMap<String, Due> = BTreeMap::new();
     for (at, millis) in (0_u32..).zip([1500, 300, 900, 600, 1200, 450]) {
         let delay = Duration::from_millis(millis);
         let payload = format!("after-{millis}");
@@ -49,47 +71,54 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
             at % 2,
             receipt.partition
         );
-        due.insert(payload, (before + delay, clock.now() + delay));
+        due.insert(payload, Due::new(before + delay, clock.now() + delay).await?);
     }
     let at = Timestamp::now().saturating_add(Duration::from_millis(800));
     let until_then = at.saturating_since(Timestamp::now());
-    due.insert(
-        "at".to_owned(),
-        (
-            clock.now() + until_then.saturating_sub(Duration::from_millis(2)),
-            clock.now() + until_then,
-        ),
-    );
+    let then = clock.now() + until_then;
     producer
         .produce_to(0, Message::new("at").with_deliver_at(at))
         .await?;
+    let earliest = then - Duration::from_millis(2);
+    due.insert("at".to_owned(), Due::new(earliest, then.max(clock.now())).await?);
+    // These are due at once, and behind messages of their partitions that are not.
     let past = Timestamp::from_millis(Timestamp::now().as_millis() - 60_000);
-    producer
-        .produce_to(1, Message::new("past").with_deliver_at(past))
-        .await?;
-    producer.produce_to(0, Message::new("now")).await?;
-    cx.count_sent(due.len() + 2);
+    for (partition, name, message) in [
+        (1, "past", Message::new("past").with_deliver_at(past)),
+        (0, "now", Message::new("now")),
+    ] {
+        let before = clock.now();
+        producer.produce_to(partition, message).await?;
+        due.insert(name.to_owned(), Due::new(before, clock.now()).await?);
+    }
+    cx.count_sent(due.len());
 
     let mut came = Vec::new();
     let (mut worst, precision) = (Duration::ZERO, cx.capabilities().delay_precision);
-    while came.len() < due.len() + 2 {
+    let sent: Vec<_> = due.keys().cloned().collect();
+    while came.len() < sent.len() {
         let delivery = one(&cx, &consumer)
             .await
             .map_err(|f| f.during(format!("came so far {came:?}")))?;
         let payload = text(&delivery);
-        if let Some((earliest, latest)) = due.get(&payload) {
+        if let Some(due) = due.remove(&payload) {
             let handed = delivery.handed_over_at();
             ensure!(
-                handed >= *earliest,
+                handed >= due.earliest,
                 "early: {payload:?} was handed over {:?} before it was due",
-                earliest.saturating_since(handed)
+                due.earliest.saturating_since(handed)
             );
-            let late = handed.saturating_since(*latest);
-            worst = worst.max(late);
+            let late = handed.saturating_since(due.latest);
+            let machine = due.machine.await??;
+            note!(
+                cx,
+                "{payload:?} was {late:?} late, a plain timer and exchange {machine:?}"
+            );
+            worst = worst.max(late.saturating_sub(machine));
             ensure!(
-                late <= precision + cx.times().wake_up,
+                late <= precision + cx.times().wake_up + machine,
                 "late: {payload:?} was handed over {late:?} after it was due, stated are {precision:?} beside the \
-                 wake-up time of {:?}",
+                 wake-up time of {:?} and the {machine:?} that this machine took for a plain timer and exchange",
                 cx.times().wake_up
             );
         }
@@ -97,17 +126,7 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
         came.push(payload);
     }
     cx.measure(Measured::DelayLate, worst);
-    let sent: Vec<_> = due
-        .keys()
-        .cloned()
-        .chain(["past".to_owned(), "now".to_owned()])
-        .collect();
     each_once("delayed messages and others", &came, &sent)?;
-    let first: Vec<_> = came.iter().take(2).map(String::as_str).collect();
-    ensure!(
-        first.contains(&"past") && first.contains(&"now"),
-        "what was due at once was held up by what was not: {came:?}"
-    );
 
     if let Some(most) = cx.capabilities().max_delay {
         let too_long = Message::new("never").with_delay(most + Duration::from_secs(1));

@@ -1,7 +1,7 @@
 //! Modes: members that compete for single messages, and members that each see all.
 
 mod broadcast;
-mod shared;
+pub(crate) mod shared;
 
 use crate::{
     capability::Capability,

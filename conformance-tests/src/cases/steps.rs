@@ -3,14 +3,23 @@
 
 use std::{future::Future, time::Duration};
 
-use mq_api::{Consumer, Delivery, Error, Producer};
+use mq_api::{Consumer, Delivery, Error, Mq, Producer, Reader};
 use tokio::time::Instant;
 
 use crate::{
+    capability::Capability,
     context::Context,
     failure::{CaseResult, Failure, ensure, note},
     flow::{Taken, list, one, send_to},
 };
+
+/// Opens a reader where the backend has them: what a case claims of everything that a client opens holds without one too.
+pub(crate) async fn reader(cx: &Context, mq: &Mq, topic: &str) -> CaseResult<Option<Reader>> {
+    if !cx.can(Capability::Reader) {
+        return Ok(None);
+    }
+    Ok(Some(mq.reader(topic).await?))
+}
 
 /// Takes and acks until a marker comes; returns what came before it.
 pub(crate) async fn take_up_to(cx: &Context, consumer: &Consumer, marker: &str) -> CaseResult<Vec<Taken>> {

@@ -1,9 +1,12 @@
-//! Topics: creation, names, deletion, growth.
+//! Topics: creation, names, deletion, growth, retention.
+
+mod retention;
 
 use std::{collections::BTreeSet, time::Instant};
 
 use mq_api::{ErrorKind, Message, Mq};
 
+use self::retention::retention_removes_the_oldest;
 use super::{Case, case};
 use crate::{
     capability::Capability,
@@ -24,6 +27,7 @@ pub(crate) const CASES: &[Case] = &[
     case!("T8", Topics, list_holds_what_was_created_and_no_internal_name).needs(&[Capability::ListTopics]),
     case!("T9", Topics, concurrent_creates_make_one_topic),
     case!("T10", Topics, added_partitions_are_used_by_those_that_run).needs(&[Capability::AddPartitions]),
+    case!("T11", Topics, retention_removes_the_oldest),
 ];
 
 /// G17 topics: a topic has the partitions that were asked for, numbered from 0.

@@ -87,16 +87,15 @@ fn proof(capability: Capability) -> &'static [&'static str] {
         Capability::DurableAttempts => &["A16"],
         Capability::CommitFencing => &["C14", "A10"],
         Capability::TopicId => &["T5"],
-        Capability::OffsetAt => &["R3"],
+        Capability::OffsetAt => &["R3", "C1"],
         Capability::Tombstone => &["P1"],
         Capability::ListTopics => &["T8"],
         Capability::AddPartitions => &["T10"],
+        Capability::RetentionAge | Capability::RetentionBytes => &["T11"],
         Capability::IdempotentProduce => &["F2", "P7"],
         Capability::SharedLatest
         | Capability::DelayedReceiptOffset
         | Capability::StickyAssignment
-        | Capability::RetentionAge
-        | Capability::RetentionBytes
         | Capability::Replication => &[],
     }
 }
@@ -176,27 +175,24 @@ async fn probe(cx: &Context, capability: Capability) -> CaseResult {
             Ok(())
         }
         Capability::StickyAssignment => sticky(cx).await,
-        Capability::RetentionAge => {
-            retained(cx, |spec| spec.with_retention_age(Duration::from_secs(3600))).await
-        }
-        Capability::RetentionBytes => retained(cx, |spec| spec.with_retention_bytes(64 * 1024 * 1024)).await,
-        Capability::Replication => retained(cx, |spec| spec.with_replication(1)).await,
+        Capability::Replication => replicated(cx).await,
         _ => fail!("nothing proves it"),
     }
 }
 
-/// A topic with a setting of its own can be made and used.
-async fn retained(cx: &Context, set: impl FnOnce(TopicSpec) -> TopicSpec) -> CaseResult {
+/// A topic with a number of copies of its own can be made and used.
+async fn replicated(cx: &Context) -> CaseResult {
     let mq = cx.mq().await?;
-    let name = cx.name("kept");
+    let name = cx.name("copied");
     cx.delete_later(&name);
-    mq.create_topic_with(set(TopicSpec::new(&name, 1)?)).await?;
-    let sent = numbered("kept", 5);
+    mq.create_topic_with(TopicSpec::new(&name, 1)?.with_replication(1))
+        .await?;
+    let sent = numbered("copied", 5);
     send(cx, &mq.producer(&name).await?, &sent).await?;
     let consumer = mq.consumer(&name, "g").await?;
     let taken = take_acked(cx, &consumer, sent.len()).await?;
     each_once(
-        "a topic with a retention of its own",
+        "a topic with a number of copies of its own",
         taken.iter().map(|t| &t.payload),
         &sent,
     )

@@ -1,6 +1,6 @@
 //! Proofs of the cases about consuming and about two builds.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Proof,
@@ -9,6 +9,7 @@ use super::{
         LosesSome, MakesUnknownTopics, MergesGroups, ReordersTwo, RevokesLate, SpinsWhenIdle,
         StartsLatestLate, WaitsToFill,
     },
+    sends::ChangeSends,
 };
 
 pub(super) const PROOFS: &[Proof] = &[
@@ -95,6 +96,12 @@ pub(super) const PROOFS: &[Proof] = &[
         mutant: "asks again at once where there is nothing",
         tweak: || Arc::new(SpinsWhenIdle),
         says: "spins: a consumer with nothing to do used",
+    },
+    Proof {
+        case: "C12",
+        mutant: "hands a message over half a second after it is stored",
+        tweak: || ChangeSends::each(|message| message.with_delay(Duration::from_millis(500))),
+        says: "late: half of the messages took",
     },
     Proof {
         case: "C13",

@@ -1,11 +1,13 @@
 //! Proofs of the cases about modes, delay and codecs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use mq_api::Due;
 
 use super::{
     Proof,
     consume_tweaks::DamagesPayloads,
-    read_tweaks::{AcksOnReceive, ExtendsNoLease, FeedsOneMember, LacksModes, ReadsPastSome},
+    read_tweaks::{AcksOnReceive, ExtendsNoLease, FeedsOneMember, ReadsPastSome},
     sends::ChangeSends,
 };
 
@@ -30,9 +32,9 @@ pub(super) const PROOFS: &[Proof] = &[
     },
     Proof {
         case: "S4",
-        mutant: "lacks all modes but one",
-        tweak: || Arc::new(LacksModes),
-        says: "declares less than two modes",
+        mutant: "answers Ok and drops every other message",
+        tweak: || ChangeSends::losing_one_in(2),
+        says: "1 of 2 messages came",
     },
     Proof {
         case: "B1",
@@ -50,6 +52,23 @@ pub(super) const PROOFS: &[Proof] = &[
             })
         },
         says: "early: ",
+    },
+    Proof {
+        case: "D1",
+        mutant: "delivers delayed messages a second late",
+        tweak: || {
+            ChangeSends::each(|mut message| {
+                const LATE: Duration = Duration::from_secs(1);
+                let due = message.due();
+                message.clear_due();
+                match due {
+                    Some(Due::After(delay)) => message.with_delay(delay + LATE),
+                    Some(Due::At(at)) => message.with_deliver_at(at.saturating_add(LATE)),
+                    None => message,
+                }
+            })
+        },
+        says: "late: ",
     },
     Proof {
         case: "D2",

@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use mq_api::{
-    Capabilities, Clock, ErrorKind, Moment, Offset, Position, Result, Support, Timestamp,
+    Clock, ErrorKind, Moment, Offset, Position, Result, Timestamp,
     driver::{
         self, CommittedPosition, CommittedRequest, FetchRequest, Fetched, QueueConsumer, QueueReceipt,
         QueueRecord, Record, Subscription,
@@ -202,18 +202,6 @@ impl Tweak for ExtendsNoLease {
     ) -> Vec<Result<(QueueReceipt, Moment)>> {
         let until = Clock::system().now() + inner.lease();
         receipts.into_iter().map(|receipt| Ok((receipt, until))).collect()
-    }
-}
-
-/// Says that it has one mode only.
-#[derive(Debug)]
-pub(super) struct LacksModes;
-
-impl Tweak for LacksModes {
-    fn capabilities(&self, mut declared: Capabilities) -> Capabilities {
-        declared.shared = Support::Unsupported;
-        declared.broadcast = Support::Unsupported;
-        declared
     }
 }
 

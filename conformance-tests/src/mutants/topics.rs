@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use mq_api::{
-    Error, ErrorKind, Result, TopicDescription, TopicName, TopicSpec,
+    Error, ErrorKind, Result, Retention, TopicDescription, TopicName, TopicSpec,
     driver::{Consumer, Events, Mq, Subscription},
 };
 use tokio::sync::watch;
@@ -66,6 +66,18 @@ pub(super) const PROOFS: &[Proof] = &[
         mutant: "fails to create what is there",
         tweak: || Arc::new(CreatesOnce),
         says: "of 8 at once",
+    },
+    Proof {
+        case: "T11",
+        mutant: "takes a retention and keeps everything",
+        tweak: || Arc::new(KeepsEverything),
+        says: "retention_age: messages older than 3s are removed: not within",
+    },
+    Proof {
+        case: "T11",
+        mutant: "keeps a tenth of the bytes that it was told to",
+        tweak: || Arc::new(KeepsTooLittle),
+        says: "retention_bytes: lost: ",
     },
     Proof {
         case: "T10",
@@ -230,5 +242,27 @@ struct NeverGrows;
 impl Tweak for NeverGrows {
     async fn add_partitions(&self, _inner: &dyn Mq, _topic: TopicName, _partitions: u32) -> Result<()> {
         Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct KeepsEverything;
+
+#[async_trait]
+impl Tweak for KeepsEverything {
+    async fn create_topic(&self, inner: &dyn Mq, mut spec: TopicSpec) -> Result<()> {
+        spec.retention = Retention::default();
+        inner.create_topic(spec).await
+    }
+}
+
+#[derive(Debug)]
+struct KeepsTooLittle;
+
+#[async_trait]
+impl Tweak for KeepsTooLittle {
+    async fn create_topic(&self, inner: &dyn Mq, mut spec: TopicSpec) -> Result<()> {
+        spec.retention.bytes = spec.retention.bytes.map(|bytes| bytes / 10);
+        inner.create_topic(spec).await
     }
 }

@@ -33,6 +33,19 @@ async fn a_lease_is_renewed_though_the_member_is_not_polled() {
 }
 
 #[tokio::test]
+async fn the_session_timeout_that_a_consumer_asks_for_is_the_length_of_its_lease() {
+    let long = MemoryConfig::default().with_lease(Duration::from_secs(3600));
+    let mq = MemoryMq::with_config(long).unwrap();
+    create(&mq, 1).await;
+    let mut asked = subscription();
+    asked.session_timeout = Some(Duration::from_secs(60));
+    let mut member = join_as(&mq, asked).await;
+    let lease = member.assigned().await.remove(0).lease.unwrap();
+    let left = lease.until().saturating_since(lease.clock().now());
+    assert!(left <= Duration::from_secs(60), "{left:?}");
+}
+
+#[tokio::test]
 async fn others_take_over_from_a_frozen_member_when_its_lease_is_over() {
     let mq = leased(1).await;
     let mut frozen = join(&mq).await;

@@ -6,6 +6,7 @@ use mq_api::ClientOptions;
 use tokio::time::Instant;
 
 use crate::{
+    cases::steps::reader,
     context::Context,
     failure::{CaseResult, ensure, note},
     flow::{one, send_to},
@@ -24,7 +25,7 @@ pub(super) async fn close_is_bounded_with_the_server_frozen(cx: Context) -> Case
     let consumer = mq.consumer(&topic, "group").close_timeout(CLOSE).await?;
     let other_producer = mq.producer(&topic).close_timeout(CLOSE).await?;
     let other = mq.consumer(&topic, "other").close_timeout(CLOSE).await?;
-    let reader = mq.reader(&topic).await?;
+    let reader = reader(&cx, &mq, &topic).await?;
     send_to(&cx, &producer, 0, &["one".to_owned(), "two".to_owned()]).await?;
     for consumer in [&consumer, &other] {
         one(&cx, consumer).await?.ack()?;
@@ -45,7 +46,16 @@ pub(super) async fn close_is_bounded_with_the_server_frozen(cx: Context) -> Case
             Box::pin(producer.close()) as futures_util::future::BoxFuture<'_, _>,
         ),
         ("consumer", LIMIT, Box::pin(consumer.close())),
-        ("reader", LIMIT, Box::pin(reader.close())),
+        (
+            "reader",
+            LIMIT,
+            Box::pin(async {
+                match &reader {
+                    Some(reader) => reader.close().await,
+                    None => Ok(()),
+                }
+            }),
+        ),
         // It closes one more producer and consumer, then itself.
         ("client", 3 * LIMIT, Box::pin(mq.close())),
     ] {

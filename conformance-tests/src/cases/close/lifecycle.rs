@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,7 +14,7 @@ use mq_api::{Error, ErrorKind, Mq, Result, driver};
 use tokio::task::JoinSet;
 
 use crate::{
-    cases::steps::{nothing_but_the_marker, payloads},
+    cases::steps::{nothing_but_the_marker, payloads, reader},
     context::Context,
     failure::{CaseResult, ensure, fail},
     flow::{in_order, numbered, one, refused, send_to, take_acked},
@@ -72,7 +73,7 @@ pub(super) async fn every_caller_of_close_gets_the_same_result(cx: Context) -> C
         };
         let producer = mq.producer(&topic).await?;
         let consumer = mq.consumer(&topic, "group").await?;
-        let reader = mq.reader(&topic).await?;
+        let reader = reader(&cx, &mq, &topic).await?;
         send_to(&cx, &producer, 0, &["m".to_owned()]).await?;
         take_acked(&cx, &consumer, 1).await?;
         let expected = fails.then_some(ErrorKind::Interrupted);
@@ -86,11 +87,13 @@ pub(super) async fn every_caller_of_close_gets_the_same_result(cx: Context) -> C
             async move { consumer.close().await }
         })
         .await?;
-        same(&cx, "reader", expected, || {
-            let reader = reader.clone();
-            async move { reader.close().await }
-        })
-        .await?;
+        if let Some(reader) = reader {
+            same(&cx, "reader", expected, || {
+                let reader = reader.clone();
+                async move { reader.close().await }
+            })
+            .await?;
+        }
         same(&cx, "client", expected, || {
             let mq = mq.clone();
             async move { mq.close().await }
@@ -101,7 +104,7 @@ pub(super) async fn every_caller_of_close_gets_the_same_result(cx: Context) -> C
 }
 
 /// Closes from eight tasks at once and then twice more, and compares what each gets.
-async fn same<F: Future<Output = Result<()>> + Send + 'static>(
+pub(crate) async fn same<F: Future<Output = Result<()>> + Send + 'static>(
     cx: &Context,
     what: &str,
     expected: Option<ErrorKind>,
@@ -188,7 +191,7 @@ pub(super) async fn close_ends_a_pending_consume(cx: Context) -> CaseResult {
     for by_client in [false, true] {
         let mq = cx.connect().await?;
         let consumer = mq.consumer(&topic, "group").await?;
-        let reader = mq.reader(&topic).await?;
+        let reader = reader(&cx, &mq, &topic).await?;
         let mut waiting = JoinSet::new();
         let one = consumer.clone();
         waiting.spawn(async move { ("consume", one.consume().await.map(drop)) });
@@ -196,8 +199,9 @@ pub(super) async fn close_ends_a_pending_consume(cx: Context) -> CaseResult {
         waiting.spawn(async move { ("consume_batch", batch.consume_batch(10).await.map(drop)) });
         let mut channel = consumer.channel(4)?;
         waiting.spawn(async move { ("recv of a channel", channel.recv().await.map(drop)) });
-        let next = reader.clone();
-        waiting.spawn(async move { ("next of a reader", next.next().await.map(drop)) });
+        if let Some(next) = reader.clone() {
+            waiting.spawn(async move { ("next of a reader", next.next().await.map(drop)) });
+        }
         // All must be waiting; there is nothing to see of that from outside.
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         ensure!(
@@ -210,26 +214,38 @@ pub(super) async fn close_ends_a_pending_consume(cx: Context) -> CaseResult {
         } else {
             cx.within("close of the consumer", limit, consumer.close())
                 .await??;
-            cx.within("close of the reader", limit, reader.close()).await??;
+            if let Some(reader) = reader {
+                cx.within("close of the reader", limit, reader.close()).await??;
+            }
         }
-        let mut left = 4;
-        while left > 0 {
-            let ended = cx
-                .within(
-                    format!("the end of {left} calls that waited when all was closed"),
-                    limit,
-                    waiting.join_next(),
-                )
-                .await?;
-            let Some(ended) = ended else { break };
-            let (call, result) = ended?;
-            refused(
-                &format!("{call} that waited when it was closed"),
-                result,
-                ErrorKind::Closed,
-            )?;
-            left -= 1;
-        }
+        all_end_closed(&cx, limit, waiting).await?;
+    }
+    Ok(())
+}
+
+/// Waits for calls that waited when everything was closed, and checks that each is `Closed`.
+pub(crate) async fn all_end_closed(
+    cx: &Context,
+    limit: Duration,
+    mut waiting: JoinSet<(&'static str, Result<()>)>,
+) -> CaseResult {
+    while let Some(ended) = cx
+        .within(
+            format!(
+                "the end of {} calls that waited when all was closed",
+                waiting.len()
+            ),
+            limit,
+            waiting.join_next(),
+        )
+        .await?
+    {
+        let (call, result) = ended?;
+        refused(
+            &format!("{call} that waited when it was closed"),
+            result,
+            ErrorKind::Closed,
+        )?;
     }
     Ok(())
 }
@@ -248,7 +264,7 @@ pub(super) async fn client_closes_its_children(cx: Context) -> CaseResult {
         let producer = mq.producer(&topic).await?;
         let second = mq.producer(&topic).await?;
         let consumer = mq.consumer(&topic, "group").await?;
-        let reader = mq.reader(&topic).await?;
+        let reader = reader(&cx, &mq, &topic).await?;
         send_to(&cx, &producer, 0, &["m".to_owned()]).await?;
         one(&cx, &consumer).await?.ack()?;
         let closed = cx.within("close of the client", limit, mq.close()).await?;
@@ -260,14 +276,15 @@ pub(super) async fn client_closes_its_children(cx: Context) -> CaseResult {
             )?;
             let text = error.to_string();
             let told = |what: &str| text.matches(&format!("of the {what}")).count();
+            let readers = usize::from(reader.is_some());
             ensure!(
-                told("producer") == 2 && told("consumer") == 1 && told("reader") == 1,
-                "two producers, a consumer and a reader failed to close, the client's error tells only: {text}"
+                told("producer") == 2 && told("consumer") == 1 && told("reader") == readers,
+                "two producers, a consumer and {readers} readers failed to close, the client's error tells only: {text}"
             );
         } else {
             closed?;
         }
-        for (what, result) in [
+        let mut calls = vec![
             ("produce", producer.produce("m").await.map(drop)),
             (
                 "produce of the second producer",
@@ -277,11 +294,12 @@ pub(super) async fn client_closes_its_children(cx: Context) -> CaseResult {
                 "consume",
                 cx.within("consume", limit, consumer.consume()).await?.map(drop),
             ),
-            (
-                "next of the reader",
-                cx.within("next", limit, reader.next()).await?.map(drop),
-            ),
-        ] {
+        ];
+        if let Some(reader) = reader {
+            let next = cx.within("next", limit, reader.next()).await?;
+            calls.push(("next of the reader", next.map(drop)));
+        }
+        for (what, result) in calls {
             refused(
                 &format!("{what} after the client was closed"),
                 result,

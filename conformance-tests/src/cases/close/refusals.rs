@@ -5,12 +5,13 @@ use std::time::Duration;
 use mq_api::{Consumer, ErrorKind, Mq, Position, Producer, Reader, Result, Timestamp};
 
 use crate::{
+    cases::steps::reader,
     context::Context,
     failure::{CaseResult, ensure},
     flow::{one, refused, send_to},
 };
 
-type Calls = Vec<(&'static str, Result<()>)>;
+pub(crate) type Calls = Vec<(&'static str, Result<()>)>;
 
 /// Z2: after close every call of a producer, a consumer, a reader and a client is `Closed`, at once. Guarantee 7.
 pub(super) async fn every_call_after_close_is_closed(cx: Context) -> CaseResult {
@@ -18,7 +19,7 @@ pub(super) async fn every_call_after_close_is_closed(cx: Context) -> CaseResult 
     let topic = cx.topic("closed", 2).await?;
     let producer = mq.producer(&topic).await?;
     let consumer = mq.consumer(&topic, "group").await?;
-    let reader = mq.reader(&topic).await?;
+    let reader = reader(&cx, &mq, &topic).await?;
     send_to(&cx, &producer, 0, &["m".to_owned()]).await?;
     let held = one(&cx, &consumer).await?;
     let channel = consumer.channel(4)?;
@@ -34,13 +35,16 @@ pub(super) async fn every_call_after_close_is_closed(cx: Context) -> CaseResult 
             .is_err_and(|error| matches!(error.kind(), ErrorKind::Closed | ErrorKind::StaleAck)),
         "an ack after the close of its consumer gave {stale:?}"
     );
-    reader.close().await?;
-    check(&cx, "reader", of_reader(&reader)).await?;
+    if let Some(reader) = reader {
+        reader.close().await?;
+        check(&cx, "reader", of_reader(&reader)).await?;
+    }
     mq.close().await?;
     check(&cx, "client", of_client(&mq, &topic)).await
 }
 
-async fn check(cx: &Context, what: &str, calls: impl Future<Output = Calls>) -> CaseResult {
+/// Makes the calls of something that is closed, and checks that each is `Closed`, at once.
+pub(crate) async fn check(cx: &Context, what: &str, calls: impl Future<Output = Calls>) -> CaseResult {
     // None of these does I/O: the limit is for one that hangs.
     let calls = cx
         .within(

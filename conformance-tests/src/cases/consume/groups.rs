@@ -10,7 +10,7 @@ use crate::{
     cases::steps::payloads,
     context::{Context, Measured},
     failure::{CaseResult, ensure, fail, note},
-    flow::{each_once, in_order, numbered, refused, send_to, take_acked, take_until},
+    flow::{each_once, in_order, numbered, one, refused, send_to, take_acked, take_until, text},
 };
 
 /// C1: a group made later sees all that is retained from the earliest; one that starts at the latest sees exactly what
@@ -78,12 +78,10 @@ async fn starts_at_a_time(cx: &Context) -> CaseResult {
     // The store's clock must tick between the two: this is the distance, not a wait for something.
     sleep(Duration::from_millis(100)).await;
     send_to(cx, &producer, 0, &after).await?;
-    let reader = mq.reader(&topic).await?;
+    let other = mq.consumer(&topic, "times").await?;
     let boundary = loop {
-        let message = cx
-            .within("a message by the reader", cx.times().progress, reader.next())
-            .await??;
-        if message.payload() == after[0].as_bytes() {
+        let message = one(cx, &other).await?;
+        if text(&message) == after[0] {
             break message.timestamp();
         }
     };

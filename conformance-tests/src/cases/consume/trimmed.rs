@@ -1,8 +1,9 @@
 //! Positions that retention has overtaken.
 
-use mq_api::{ErrorKind, OnTrimmed};
+use mq_api::{ErrorKind, Offset, OnTrimmed};
 
 use crate::{
+    capability::Capability,
     cases::steps::payloads,
     context::Context,
     failure::{CaseResult, ensure, fail},
@@ -64,30 +65,12 @@ pub(super) async fn position_below_what_is_retained_goes_on(cx: Context) -> Case
     .map_err(|failure| failure.during(format!("skipped without a word: {skipped}")))?;
     consumer.close().await?;
 
-    let consumer = mq
-        .consumer(&topic, "latest")
-        .on_trimmed(OnTrimmed::Latest)
-        .await?;
-    // The end is taken when the consumer meets the gap, which may be after it was opened; where nothing is left the gap
-    // ends there too, so that only the stored position tells that it has been taken.
-    cx.eventually(
-        "a move to the end, counted, with on_trimmed latest",
-        limit,
-        || {
-            let status = consumer.status();
-            let moved = status
-                .partitions
-                .iter()
-                .any(|one| one.position.min(one.committed.unwrap_or(0)) > offsets[offsets.len() - 1]);
-            async move { Ok((moved && status.trimmed > 0).then_some(())) }
-        },
-    )
-    .await?;
-    let after = numbered("after", 3);
-    send_to(&cx, &producer, 0, &after).await?;
-    let came = take_until(&cx, &consumer, &after).await?;
-    in_order("on_trimmed latest", &payloads(&came), &after)?;
-    consumer.close().await?;
+    if cx.can(Capability::Seek) {
+        goes_on_at_the_end(&cx, &topic, offsets[offsets.len() - 1]).await?;
+    } else {
+        let opened = mq.consumer(&topic, "latest").on_trimmed(OnTrimmed::Latest).await;
+        refused("on_trimmed latest without seek", opened, ErrorKind::Unsupported)?;
+    }
 
     let consumer = mq.consumer(&topic, "error").on_trimmed(OnTrimmed::Error).await?;
     for call in ["the first consume", "a later consume"] {
@@ -95,5 +78,32 @@ pub(super) async fn position_below_what_is_retained_goes_on(cx: Context) -> Case
         let answer = cx.within(&what, limit, consumer.consume()).await?;
         refused(&what, answer, ErrorKind::OffsetOutOfRange)?;
     }
+    Ok(())
+}
+
+/// Checks that a group whose position is gone moves to the end, counted; `last` was the last offset.
+async fn goes_on_at_the_end(cx: &Context, topic: &str, last: Offset) -> CaseResult {
+    let mq = cx.mq().await?;
+    let consumer = mq.consumer(topic, "latest").on_trimmed(OnTrimmed::Latest).await?;
+    // The end is taken when the consumer meets the gap, which may be after it was opened; where nothing is left the gap
+    // ends there too, so that only the stored position tells that it has been taken.
+    cx.eventually(
+        "a move to the end, counted, with on_trimmed latest",
+        cx.times().progress,
+        || {
+            let status = consumer.status();
+            let moved = status
+                .partitions
+                .iter()
+                .any(|one| one.position.min(one.committed.unwrap_or(0)) > last);
+            async move { Ok((moved && status.trimmed > 0).then_some(())) }
+        },
+    )
+    .await?;
+    let after = numbered("after", 3);
+    send_to(cx, &mq.producer(topic).await?, 0, &after).await?;
+    let came = take_until(cx, &consumer, &after).await?;
+    in_order("on_trimmed latest", &payloads(&came), &after)?;
+    consumer.close().await?;
     Ok(())
 }

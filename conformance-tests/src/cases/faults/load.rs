@@ -26,6 +26,7 @@ const PARTITIONS: u32 = 2;
 /// Senders and members of one group that do what a user's code does: go on after errors.
 pub(super) struct Load {
     cx: Context,
+    topic: String,
     flow: Arc<Flow>,
     senders: JoinSet<CaseResult>,
     members: JoinSet<CaseResult>,
@@ -46,9 +47,12 @@ impl Load {
         let mq = cx.mq().await?;
         let topic = cx.topic("load", PARTITIONS).await?;
         let producer = mq.producer(&topic).await?;
+        let shown = producer.clone();
+        cx.show("the producer", move || format!("{:?}", shown.status()));
         let flow = Arc::new(Flow::default());
         let mut load = Self {
             cx: cx.clone(),
+            topic: topic.clone(),
             flow: Arc::clone(&flow),
             senders: JoinSet::new(),
             members: JoinSet::new(),
@@ -57,6 +61,8 @@ impl Load {
         for name in ["m0", "m1"] {
             let consumer = mq.consumer(&topic, GROUP).await?;
             load.consumers.push(consumer.clone());
+            let shown = consumer.clone();
+            cx.show(format!("member {name}"), move || format!("{:?}", shown.status()));
             load.members
                 .spawn(consume(cx.clone(), Arc::clone(&flow), name, consumer));
         }
@@ -100,6 +106,7 @@ impl Load {
             })
             .await;
         if let Err(failure) = flows {
+            self.note_server().await;
             let stored = self.flow.stored().len().saturating_sub(mark);
             let failure = failure.during(format!("{stored} new ones were answered Ok"));
             // The history may tell what is behind it.
@@ -125,6 +132,23 @@ impl Load {
         let took = self.flows(what, self.cx.times().progress).await?;
         self.cx.measure(Measured::Recovery, took);
         Ok(())
+    }
+
+    /// Writes down what the server has, as far as it answers: whether messages are stuck before it or behind it.
+    async fn note_server(&self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let ask = async {
+            let mq = self.cx.mq().await?;
+            let described = mq.describe_topic(&self.topic).await?;
+            Ok::<_, Failure>((described.partitions, mq.committed(&self.topic, GROUP).await?))
+        };
+        match tokio::time::timeout(PATIENCE, ask).await {
+            Ok(Ok((ends, committed))) => {
+                note!(self.cx, "the server has {ends:?}, of the group {committed:?}");
+            }
+            Ok(Err(failure)) => note!(self.cx, "the server says: {failure}"),
+            Err(_) => note!(self.cx, "the server says nothing for {PATIENCE:?}"),
+        }
     }
 
     fn expect(&self) -> Expect {
@@ -158,6 +182,10 @@ impl Load {
             "{sent} messages were answered Ok, {} came",
             self.flow.came().len()
         );
+        if all.is_err() {
+            self.note_server().await;
+            self.cx.note_shown();
+        }
         for consumer in &self.consumers {
             self.cx
                 .within("close of a member", limit, consumer.close())

@@ -250,6 +250,12 @@ pub(super) async fn sends_to_a_frozen_server_end_in_their_deadline(cx: Context) 
         })
     });
     let tasks: Vec<_> = tasks.collect();
+    // A plain timer for the same time, begun behind them all: it is late by what the machine adds.
+    let timer = tokio::spawn(async move {
+        let begun = Instant::now();
+        tokio::time::sleep(DEADLINE).await;
+        begun.elapsed().saturating_sub(DEADLINE)
+    });
     let mut most = 0;
     while frozen.elapsed() < DEADLINE / 2 {
         let status = producer.status();
@@ -264,11 +270,13 @@ pub(super) async fn sends_to_a_frozen_server_end_in_their_deadline(cx: Context) 
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut outcomes = (0, 0, 0);
+    let machine = timer.await?;
+    note!(cx, "a plain timer of {DEADLINE:?} was {machine:?} late");
     for task in tasks {
         let (result, took) = task.await?;
         ensure!(
-            took <= DEADLINE + SLACK,
-            "a send with a deadline of {DEADLINE:?} ended after {took:?}: {result:?}"
+            took <= DEADLINE + SLACK + machine,
+            "a send with a deadline of {DEADLINE:?} ended after {took:?}, where a plain timer was {machine:?} late: {result:?}"
         );
         match result {
             Ok(_) => outcomes.0 += 1,

@@ -286,11 +286,13 @@ pub(super) async fn auto_ack_is_at_most_once(cx: Context) -> CaseResult {
     }
     consumer.close().await?;
     let other = cx.connect().await?;
+    let stored = other.committed(&topic, &group).await?;
+    note!(cx, "the first member was closed, stored is {stored:?}");
     let consumer = other.consumer(&topic, &group).auto_ack().await?;
     // What was handed over must not come again; the rest comes as soon as the member has its partition.
     loop {
         let wait = if came.len() < sent.len() {
-            cx.times().join
+            cx.times().join + cx.times().progress
         } else {
             Duration::from_millis(500)
         };
@@ -299,6 +301,7 @@ pub(super) async fn auto_ack_is_at_most_once(cx: Context) -> CaseResult {
             Err(_) => break,
         }
     }
+    note!(cx, "the second member: {:?}", consumer.status());
     let mut seen = std::collections::BTreeSet::new();
     for payload in &came {
         ensure!(sent.contains(payload), "unexpected: {payload:?} was not sent");
