@@ -4,7 +4,7 @@
 //! seek, a resume, a close), the control connection wakes it with `CLIENT UNBLOCK`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -79,6 +79,8 @@ struct SlotState {
     most: usize,
     /// The largest entry of late, in bytes.
     guess: usize,
+    /// Whether the last read brought nothing for it.
+    quiet: bool,
     sink: Arc<dyn Sink>,
 }
 
@@ -134,6 +136,7 @@ impl Reads {
                 full: spec.waits,
                 most: spec.most.clamp(1, MOST_ENTRIES),
                 guess: FIRST_GUESS,
+                quiet: false,
                 sink: spec.sink,
             },
         );
@@ -185,6 +188,7 @@ impl Slot {
             slot.after = after;
             slot.token = token;
             slot.full = false;
+            slot.quiet = false;
             !slot.paused
         });
     }
@@ -230,6 +234,48 @@ struct Plan {
     streams: HashMap<Arc<str>, Vec<(u64, u64)>>,
 }
 
+impl Plan {
+    fn new(layer: Layer, count: usize, block: Option<Duration>) -> Self {
+        let mut cmd = Cmd::with_capacity(6 + 2 * layer.len(), 64 * layer.len());
+        cmd.arg("XREAD").arg("COUNT").arg(count);
+        if let Some(block) = block {
+            cmd.arg("BLOCK")
+                .arg(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
+        }
+        cmd.arg("STREAMS");
+        for key in layer.keys() {
+            cmd.arg(&**key);
+        }
+        for (after, _) in layer.values() {
+            cmd.arg(after.to_string());
+        }
+        Self {
+            cmd,
+            streams: layer.into_iter().map(|(key, (_, slots))| (key, slots)).collect(),
+        }
+    }
+}
+
+/// What the slots of one read may bring.
+#[derive(Default)]
+struct Load {
+    most: Option<usize>,
+    weight: usize,
+}
+
+impl Load {
+    fn add(&mut self, slot: &SlotState) {
+        self.most = Some(self.most.map_or(slot.most, |most| most.min(slot.most)));
+        self.weight += slot.guess;
+    }
+
+    /// Returns how many entries of each stream to ask for.
+    fn count(&self) -> usize {
+        let most = self.most.unwrap_or(MOST_ENTRIES);
+        most.min(REPLY_BUDGET / self.weight.max(1)).max(1)
+    }
+}
+
 /// What to read next.
 enum Next {
     Nothing,
@@ -244,10 +290,14 @@ type Layer = BTreeMap<Arc<str>, (EntryId, Vec<(u64, u64)>)>;
 fn plan(state: &mut State, caught_up: bool) -> Next {
     state.stale = false;
     let mut layers: Vec<Layer> = Vec::new();
-    let (mut most, mut weight) = (MOST_ENTRIES, 0);
+    let (mut all, mut busy) = (Load::default(), Load::default());
+    let mut busy_keys = BTreeSet::new();
     for (id, slot) in state.slots.iter().filter(|(_, slot)| slot.is_eligible()) {
-        most = most.min(slot.most);
-        weight += slot.guess;
+        all.add(slot);
+        if !slot.quiet {
+            busy.add(slot);
+            busy_keys.insert(Arc::clone(&slot.key));
+        }
         let mut level = 0;
         loop {
             if layers.len() == level {
@@ -270,30 +320,32 @@ fn plan(state: &mut State, caught_up: bool) -> Next {
             }
         }
     }
-    let count = most.min(REPLY_BUDGET / weight.max(1)).max(1);
+    if layers.len() == 1
+        && busy.weight > 0
+        && busy.count() > all.count()
+        && let Some(mut quiet) = layers.pop()
+    {
+        // A hundred quiet streams of which nothing is known would make the reads of the one that is busy ten
+        // entries small: it is read by itself, and the quiet ones, without waiting, beside it.
+        let mut loud = std::mem::take(&mut quiet);
+        loud.retain(|key, place| {
+            let stays = busy_keys.contains(key);
+            if !stays {
+                quiet.insert(Arc::clone(key), std::mem::replace(place, (place.0, Vec::new())));
+            }
+            stays
+        });
+        let mut plans = vec![Plan::new(loud, busy.count(), None)];
+        if !quiet.is_empty() {
+            plans.push(Plan::new(quiet, all.count(), None));
+        }
+        return Next::Catch(plans);
+    }
     let wait = if state.unwakeable { BLOCK_UNWAKEABLE } else { BLOCK };
     let block = (layers.len() == 1).then_some(wait);
     let mut plans: Vec<Plan> = layers
         .into_iter()
-        .map(|layer| {
-            let mut cmd = Cmd::with_capacity(6 + 2 * layer.len(), 64 * layer.len());
-            cmd.arg("XREAD").arg("COUNT").arg(count);
-            if let Some(block) = block {
-                cmd.arg("BLOCK")
-                    .arg(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
-            }
-            cmd.arg("STREAMS");
-            for key in layer.keys() {
-                cmd.arg(&**key);
-            }
-            for (after, _) in layer.values() {
-                cmd.arg(after.to_string());
-            }
-            Plan {
-                cmd,
-                streams: layer.into_iter().map(|(key, (_, slots))| (key, slots)).collect(),
-            }
-        })
+        .map(|layer| Plan::new(layer, all.count(), block))
         .collect();
     match plans.pop() {
         None => Next::Nothing,
@@ -471,13 +523,23 @@ fn hand_out(inner: &Arc<Inner>, plan: &Plan, reply: Reply) -> Result<()> {
         items.into_iter().flat_map(Reply::into_array).collect()
     };
     let mut flat = flat.into_iter();
+    let mut brought = HashSet::new();
     while let (Some(key), Some(entries)) = (flat.next(), flat.next()) {
-        let slots = key
+        let (key, slots) = key
             .str()
-            .and_then(|key| plan.streams.get(key))
+            .and_then(|key| plan.streams.get_key_value(key))
             .ok_or_else(|| error::protocol("entries of a stream that was not asked for"))?;
         let entries = Entry::parse_all(entries)?;
         give(inner, slots, entries);
+        brought.insert(key);
+    }
+    let mut state = inner.lock();
+    for (_, slots) in plan.streams.iter().filter(|(key, _)| !brought.contains(key)) {
+        for (id, token) in slots {
+            if let Some(slot) = state.slots.get_mut(id).filter(|slot| slot.token == *token) {
+                slot.quiet = true;
+            }
+        }
     }
     Ok(())
 }
@@ -501,6 +563,7 @@ fn give(inner: &Arc<Inner>, slots: &[(u64, u64)], entries: Vec<Entry>) {
             };
             let after = slot.after;
             slot.after = last.max(after);
+            slot.quiet = false;
             slot.guess = weight.max(slot.guess - slot.guess / 8).max(64);
             // Set before the sink is asked, so that a `more` which comes meanwhile is not undone.
             slot.full = true;
@@ -537,5 +600,83 @@ impl fmt::Debug for Slot {
         f.debug_struct("Slot")
             .field("id", &self.id)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl Sink for Nobody {
+        fn take(&self, _: u64, _: Vec<Entry>) -> bool {
+            true
+        }
+
+        fn refused(&self, _: Error) {}
+
+        fn outage(&self, _: Option<&Error>) {}
+    }
+
+    fn slot(key: String, quiet: bool, guess: usize) -> SlotState {
+        SlotState {
+            key: key.into(),
+            after: EntryId::default(),
+            token: 1,
+            paused: false,
+            full: false,
+            most: MOST_ENTRIES,
+            guess,
+            quiet,
+            sink: Arc::new(Nobody),
+        }
+    }
+
+    fn state(slots: impl IntoIterator<Item = SlotState>) -> State {
+        State {
+            slots: (0..).zip(slots).collect(),
+            ..State::default()
+        }
+    }
+
+    fn words(plan: &Plan) -> String {
+        String::from_utf8_lossy(&plan.cmd.get_packed_command()).replace("\r\n", " ")
+    }
+
+    #[test]
+    fn quiet_streams_do_not_make_the_reads_of_a_busy_one_small() {
+        let idle = (0..100).map(|number| slot(format!("idle-{number}"), true, FIRST_GUESS));
+        let Next::Catch(plans) = plan(&mut state(idle.chain([slot("busy".into(), false, 200)])), false)
+        else {
+            panic!("one read for all");
+        };
+        let [busy, quiet] = plans.as_slice() else {
+            panic!("{} reads", plans.len());
+        };
+        assert!(words(busy).contains("COUNT $4 1000 "), "{}", words(busy));
+        assert_eq!((busy.streams.len(), quiet.streams.len()), (1, 100));
+        // All hundred may have something after all: together they stay within what one read may bring.
+        assert!(words(quiet).contains("COUNT $2 10 "), "{}", words(quiet));
+        assert!(!words(busy).contains("BLOCK") && !words(quiet).contains("BLOCK"));
+    }
+
+    #[test]
+    fn where_all_are_quiet_one_read_waits_for_all() {
+        let idle = (0..100).map(|number| slot(format!("idle-{number}"), true, FIRST_GUESS));
+        let Next::Wait(only, _) = plan(&mut state(idle), false) else {
+            panic!("no waiting read");
+        };
+        assert!(words(&only).contains("BLOCK") && only.streams.len() == 100);
+    }
+
+    #[test]
+    fn one_stream_is_read_by_a_waiting_read() {
+        for quiet in [false, true] {
+            assert!(matches!(
+                plan(&mut state([slot("a".into(), quiet, 200)]), false),
+                Next::Wait(..)
+            ));
+        }
     }
 }
