@@ -16,8 +16,8 @@ use crate::{
 /// How many records before and behind the one that broke a rule are shown.
 const AROUND: usize = 6;
 
-/// How many breaches of all rules are shown.
-const MOST: usize = 8;
+/// How many breaches of one rule are shown.
+const MOST: usize = 3;
 
 /// Says what a history must hold to.
 #[derive(Clone, Debug)]
@@ -54,43 +54,59 @@ impl Expect {
 /// a stored ack, overlapping owners, a commit that went back, stuck.
 pub(crate) fn check(records: &[Record], expect: &Expect) -> CaseResult {
     let view = View::of(records);
-    let mut breaches = Vec::new();
-    view.lost(expect, &mut breaches);
-    view.unexpected(&mut breaches);
-    if expect.checksums {
-        view.corrupted(&mut breaches);
-    }
-    if expect.ordered {
-        view.reordered(&mut breaches);
-    }
-    if expect.exclusive {
-        view.doubled(&mut breaches);
-        view.overlapping(&mut breaches);
-    }
-    view.after_stored_ack(&mut breaches);
-    view.commit_back(&mut breaches);
+    let mut rules: Vec<(&str, Vec<Breach>)> = Vec::new();
+    let mut rule = |name, applies: bool, look: &dyn Fn(&mut Vec<Breach>)| {
+        let mut breaches = Vec::new();
+        if applies {
+            look(&mut breaches);
+        }
+        if !breaches.is_empty() {
+            rules.push((name, breaches));
+        }
+    };
+    rule("lost", true, &|found| view.lost(expect, found));
+    rule("unexpected", true, &|found| view.unexpected(found));
+    rule("corrupted", expect.checksums, &|found| view.corrupted(found));
+    rule("reordered", expect.ordered, &|found| view.reordered(found));
+    rule("doubled within a tenure", expect.exclusive, &|found| {
+        view.doubled(found);
+    });
+    rule("overlapping owners", expect.exclusive, &|found| {
+        view.overlapping(found);
+    });
+    rule("delivered after a stored ack", true, &|found| {
+        view.after_stored_ack(found);
+    });
+    rule("commit going back", true, &|found| view.commit_back(found));
     if let Some(progress) = expect.progress {
-        view.stuck(progress, &mut breaches);
+        rule("stuck", true, &|found| view.stuck(progress, found));
     }
-    if breaches.is_empty() {
+    if rules.is_empty() {
         return Ok(());
     }
+    let counts: Vec<_> = rules
+        .iter()
+        .map(|(name, breaches)| format!("{name}, seen {} times", breaches.len()))
+        .collect();
     let mut text = format!(
-        "the history of {} records breaks {} rules:",
+        "the history of {} records breaks {} rules: {}",
         records.len(),
-        breaches.len()
+        rules.len(),
+        counts.join("; ")
     );
-    for breach in breaches.iter().take(MOST) {
-        let _ = write!(text, "\n  {}", breach.text);
-        for at in breach.at.saturating_sub(AROUND)..(breach.at + AROUND + 1).min(records.len()) {
-            let mark = if at == breach.at { '>' } else { ' ' };
-            if let Some(record) = records.get(at) {
-                let _ = write!(text, "\n    {mark} {}", show(record));
+    for (name, breaches) in &rules {
+        for breach in breaches.iter().take(MOST) {
+            let _ = write!(text, "\n  {}", breach.text);
+            for at in breach.at.saturating_sub(AROUND)..(breach.at + AROUND + 1).min(records.len()) {
+                let mark = if at == breach.at { '>' } else { ' ' };
+                if let Some(record) = records.get(at) {
+                    let _ = write!(text, "\n    {mark} {}", show(record));
+                }
             }
         }
-    }
-    if breaches.len() > MOST {
-        let _ = write!(text, "\n  and {} more", breaches.len() - MOST);
+        if breaches.len() > MOST {
+            let _ = write!(text, "\n  and {} more of: {name}", breaches.len() - MOST);
+        }
     }
     Err(Failure::new(text))
 }

@@ -234,9 +234,17 @@ pub(crate) fn each_once<S: AsRef<str>, E: AsRef<str>>(
         .filter(|(_, n)| **n > 1)
         .map(|(payload, _)| payload)
         .collect();
+    // A take ends when as many have come as were sent: one that came and should not kept another one from being taken.
+    let came: usize = counts.values().sum();
+    let kept_out = came <= sent.len() && !(unexpected.is_empty() && doubled.is_empty());
+    let word = if kept_out {
+        "not among those that were taken"
+    } else {
+        "lost"
+    };
     ensure!(
         lost.is_empty() && unexpected.is_empty() && doubled.is_empty(),
-        "{what}: of {} messages {} lost: {}; {} unexpected: {}; {} came more than once: {}",
+        "{what}: of {} messages {} {word}: {}; {} unexpected: {}; {} came more than once: {}",
         sent.len(),
         lost.len(),
         list(&lost),

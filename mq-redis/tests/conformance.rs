@@ -46,7 +46,9 @@ impl Harness for Redis {
     }
 
     fn times(&self) -> Times {
-        Times::default().with_message_lease(Duration::from_secs(6))
+        Times::default()
+            .with_message_lease(Duration::from_secs(6))
+            .with_retention(Duration::from_secs(10))
     }
 
     fn faults(&self) -> &'static [Fault] {

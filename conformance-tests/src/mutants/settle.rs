@@ -174,6 +174,12 @@ pub(super) const PROOFS: &[Proof] = &[
         says: "delivered after its ack",
     },
     Proof {
+        case: "A10",
+        mutant: "answers that a former owner's commit is stored",
+        tweak: || Arc::new(SaysStored),
+        says: "not fenced: a commit of the tenure that is over",
+    },
+    Proof {
         case: "A14",
         mutant: "answers a commit and stores nothing",
         tweak: || Arc::new(StoresNothing),
@@ -567,5 +573,24 @@ impl Tweak for HoldsBack {
             }
             other => other,
         })
+    }
+}
+
+/// Answers that every commit is stored.
+#[derive(Debug)]
+struct SaysStored;
+
+#[async_trait]
+impl Tweak for SaysStored {
+    async fn commit(
+        &self,
+        _scope: &Scope,
+        inner: &dyn Consumer,
+        commits: Vec<Commit>,
+    ) -> Vec<Result<CommitOutcome>> {
+        let stored = inner.commit(commits).await.into_iter();
+        stored
+            .map(|outcome| outcome.map(|_| CommitOutcome::Stored))
+            .collect()
     }
 }

@@ -1,14 +1,22 @@
 //! What an ack does, and when it does nothing.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use mq_api::{ErrorKind, Mode};
+use async_trait::async_trait;
+use mq_api::{
+    ErrorKind, Mode, Mq, Result, Support,
+    driver::{AssignmentId, Commit, CommitOutcome, Consumer},
+};
 
 use super::{join, nothing_but_new};
 use crate::{
     context::Context,
-    failure::{CaseResult, ensure, note},
+    failure::{CaseResult, Failure, ensure, note},
     flow::{self, each_once, numbered, send, send_to, take, take_acked},
+    wrap::{Scope, Tweak, Tweaked},
 };
 
 /// G2 at least once: what is acked does not come again to the next member of the group.
@@ -159,16 +167,48 @@ pub(super) async fn full_window_stops_until_acks_come(cx: Context) -> CaseResult
     Ok(())
 }
 
-/// G5 exclusive ownership: an ack after the partition has moved on is refused as stale and does no harm.
+/// Has a member's driver store one more commit before the next: one that was held up somewhere until now.
+#[derive(Debug, Default)]
+struct LateCommit {
+    late: Mutex<Option<Commit>>,
+    answer: Mutex<Option<Result<CommitOutcome>>>,
+}
+
+#[async_trait]
+impl Tweak for LateCommit {
+    async fn commit(
+        &self,
+        _scope: &Scope,
+        inner: &dyn Consumer,
+        commits: Vec<Commit>,
+    ) -> Vec<Result<CommitOutcome>> {
+        let late = self.late.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(late) = late {
+            let answer = inner.commit(vec![late]).await.pop();
+            *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        }
+        inner.commit(commits).await
+    }
+}
+
+/// G5 exclusive ownership: an ack after the partition has moved on is refused as stale and does no harm; where commits are
+/// fenced, so is a commit that reaches the backend only then.
 pub(super) async fn late_ack_is_stale_and_harmless(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
+    let late = Arc::new(LateCommit::default());
+    let tweaked = Tweaked::new(
+        Arc::clone(cx.connect().await?.driver()),
+        Arc::clone(&late) as Arc<dyn Tweak>,
+    );
+    let firsts = Mq::from_driver(tweaked);
+    cx.keep(&firsts);
     let topic = cx.topic("stale", 2).await?;
     let group = cx.name("group");
     let producer = mq.producer(&topic).await?;
     for partition in 0..2 {
         send_to(&cx, &producer, partition, &numbered(&format!("s{partition}"), 5)).await?;
     }
-    let first = mq.consumer(&topic, &group).await?;
+    let first = firsts.consumer(&topic, &group).await?;
     let held = take(&cx, &first, 10).await?;
     let other = cx.connect().await?;
     let second = other.consumer(&topic, &group).await?;
@@ -185,9 +225,13 @@ pub(super) async fn late_ack_is_stale_and_harmless(cx: Context) -> CaseResult {
             },
         )
         .await?;
-    let mut stale = 0;
+    let (mut stale, mut commit_of_old) = (0, None);
     for delivery in held {
         let (partition, offset) = (delivery.partition(), delivery.offset());
+        if partition != kept && commit_of_old.is_none() {
+            let epoch = delivery.epoch();
+            commit_of_old = Some(Commit::new(AssignmentId { partition, epoch }, offset));
+        }
         let acked = delivery.ack();
         if partition == kept {
             acked?;
@@ -217,6 +261,14 @@ pub(super) async fn late_ack_is_stale_and_harmless(cx: Context) -> CaseResult {
     )?;
     first.commit().await?;
     second.commit().await?;
+    let before = other.committed(&topic, &group).await?;
+    let fenced = !matches!(
+        cx.capabilities().commit_fencing,
+        Support::Unsupported | Support::BestEffort
+    );
+    if fenced {
+        *late.late.lock().unwrap_or_else(PoisonError::into_inner) = commit_of_old.clone();
+    }
     // Both members still work.
     send_to(&cx, &producer, kept, &["on the first".to_owned()]).await?;
     send_to(&cx, &producer, 1 - kept, &["on the second".to_owned()]).await?;
@@ -227,6 +279,27 @@ pub(super) async fn late_ack_is_stale_and_harmless(cx: Context) -> CaseResult {
             taken.iter().map(|t| &t.payload),
             [expected],
         )?;
+    }
+    if fenced {
+        first.commit().await?;
+        let answer = late.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(answer) = answer else {
+            return Err(Failure::new(
+                "a member's `commit` after an ack did not reach the driver",
+            ));
+        };
+        note!(cx, "the late commit {commit_of_old:?} was answered {answer:?}");
+        let now = other.committed(&topic, &group).await?;
+        let at = |all: &[mq_api::driver::CommittedPosition]| {
+            all.iter()
+                .find(|one| one.partition != kept)
+                .map(|one| one.position)
+        };
+        ensure!(
+            !matches!(answer, Ok(CommitOutcome::Stored)) && at(&now) >= at(&before),
+            "not fenced: a commit of the tenure that is over, {commit_of_old:?}, was answered {answer:?}; the group was at \
+             {before:?} before it and is at {now:?}"
+        );
     }
     Ok(())
 }
