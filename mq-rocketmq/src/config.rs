@@ -4,7 +4,10 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use mq_api::{Error, ErrorKind, Result, url::ConnectUrl};
 
-use crate::{client::NameserverSource, remoting::TlsOptions};
+use crate::{
+    client::NameserverSource,
+    remoting::{Compression, TlsOptions},
+};
 
 /// Says where the nameservers are and how the driver uses the cluster.
 ///
@@ -52,12 +55,18 @@ pub struct RocketMqConfig {
     pub instance: String,
     /// The header that travels as RocketMQ's tag. Default: none; tags of others are read as the header `TAGS`.
     pub tag_header: Option<String>,
+    /// How payloads are compressed when they are sent. Default: not at all.
+    pub compression: Option<Compression>,
+    /// From how many bytes on a payload is compressed. Default: 4 KiB.
+    pub compression_threshold: usize,
     /// The largest payload that is taken from a compressed message, in bytes. Default: 32 MiB.
     pub max_payload: usize,
 }
 
 const DEFAULT_PORT: u16 = 9876;
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
+/// The level that clients in other languages compress with.
+const ZLIB_LEVEL: u8 = 5;
 /// What the servers' clients in other languages read addresses from.
 const ADDRESSES: &str = "NAMESRV_ADDR";
 
@@ -89,6 +98,8 @@ impl RocketMqConfig {
             cluster_name: None,
             instance: "mq".to_owned(),
             tag_header: None,
+            compression: None,
+            compression_threshold: 4096,
             max_payload: 32 * 1024 * 1024,
         }
     }
@@ -154,6 +165,14 @@ impl RocketMqConfig {
     #[must_use]
     pub fn with_tag_header(mut self, header: impl Into<String>) -> Self {
         self.tag_header = Some(header.into());
+        self
+    }
+
+    /// Compresses payloads from so many bytes on.
+    #[must_use]
+    pub fn with_compression(mut self, compression: Compression, threshold: usize) -> Self {
+        self.compression = Some(compression);
+        self.compression_threshold = threshold;
         self
     }
 
@@ -239,6 +258,17 @@ impl RocketMqConfig {
             config.instance = instance;
         }
         config.tag_header = options.take("tag_header");
+        let kinds = [
+            ("none", None),
+            ("zlib", Some(Compression::Zlib(ZLIB_LEVEL))),
+            ("zstd", Some(Compression::Zstd)),
+        ];
+        if let Some(kind) = options.take_word("compression", &kinds)? {
+            config.compression = kind;
+        }
+        if let Some(bytes) = options.take_size("compression_threshold")? {
+            config.compression_threshold = bytes;
+        }
         if let Some(bytes) = options.take_size("max_payload")? {
             config.max_payload = bytes;
         }
@@ -326,7 +356,8 @@ mod tests {
     #[test]
     fn a_url_names_nameservers_and_options() {
         let config = read(
-            "rocketmq+tls://app:s%40crit@a:1,b/?namespace=dev&names=raw&group=raw&session_timeout=3s&tls_insecure=true",
+            "rocketmq+tls://app:s%40crit@a:1,b/?namespace=dev&names=raw&group=raw&session_timeout=3s&tls_insecure=true\
+             &compression=zlib&compression_threshold=1KiB",
         )
         .unwrap();
         let hosts = vec!["a:1".to_owned(), "b:9876".to_owned()];
@@ -334,6 +365,8 @@ mod tests {
         assert_eq!(config.secret_key.as_deref(), Some("s@crit"));
         assert!(config.raw_names && config.raw_groups && config.tls.is_some());
         assert_eq!(config.session_timeout, Duration::from_secs(3));
+        assert_eq!(config.compression, Some(Compression::Zlib(5)));
+        assert_eq!(config.compression_threshold, 1024);
         assert!(!format!("{config:?}").contains("crit"));
         let resolved = read("rocketmq:///?resolver=http://a/ns").unwrap();
         assert_eq!(resolved.nameservers, NameserverSource::Http("http://a/ns".into()));
@@ -346,6 +379,7 @@ mod tests {
             ("rocketmq://a/path", "path"),
             ("rocketmq://a?colour=red", "colour"),
             ("rocketmq://a?names=odd", "names"),
+            ("rocketmq://a?compression=lz4", "compression"),
             ("rocketmq://a?session_timeout=1ms", "session_timeout"),
             ("rocketmq://a?namespace=a%25b", "namespace"),
             ("rocketmq://a?tls_ca=x", "rocketmq+tls"),

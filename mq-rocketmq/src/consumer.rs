@@ -21,6 +21,7 @@ use crate::{
     member::Member,
     outbox::RocketMqEvents,
     ownership::new_member,
+    remoting::SubscriptionData,
     topic::{Mode, Shared, is_out_of_reach},
 };
 
@@ -89,12 +90,17 @@ pub(crate) async fn join(
 
 /// Tells brokers of the member, which makes the group where it is new. Those that are down are told later.
 async fn enter(member: &Member, route: &Route) -> Result<()> {
-    let subscription = member.filter.subscription(&member.topic.physical);
+    let mut subscriptions = vec![member.filter.subscription(&member.topic.physical)];
+    if member.shared.config.raw_groups {
+        // A broker takes the last heartbeat for the whole group's word, and members in other languages retry by this.
+        let retries = format!("%RETRY%{}", member.group);
+        subscriptions.push(SubscriptionData::tags(&retries, "*", member.filter.version));
+    }
     let brokers = route.layout.brokers();
     let deadline = member.shared.deadline();
     let joined = member
         .session
-        .join_consumers(&member.group, subscription, &brokers, deadline)
+        .join_consumers(&member.group, subscriptions, &brokers, deadline)
         .await;
     match joined {
         Err(error) if is_out_of_reach(&error) && brokers.len() > 1 => {
@@ -229,26 +235,25 @@ async fn store_locked(
     join_all(stores).await.into_iter().collect()
 }
 
-fn check(subscription: &Subscription) -> Result<Filter> {
+/// Checks the options of a group member, and reads which tags it wants.
+pub(crate) fn check(subscription: &Subscription) -> Result<Filter> {
     check_session_timeout(subscription)?;
     let mut expression = None;
     for (name, value) in &subscription.properties {
         match name.as_str() {
             "tags" => expression = Some(value.as_str()),
-            _ => return Err(unknown_property(name, "`tags`")),
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::InvalidConfig,
+                    format!("consumer property {name:?}: the rocketmq backend knows `tags`"),
+                ));
+            }
         }
     }
     Filter::new(expression, Timestamp::now().as_millis())
 }
 
-pub(crate) fn unknown_property(name: &str, known: &str) -> Error {
-    Error::new(
-        ErrorKind::InvalidConfig,
-        format!("consumer property {name:?}: the rocketmq backend knows {known}"),
-    )
-}
-
-pub(crate) fn check_session_timeout(subscription: &Subscription) -> Result<()> {
+fn check_session_timeout(subscription: &Subscription) -> Result<()> {
     match subscription.session_timeout {
         Some(timeout) if timeout < MIN_SESSION_TIMEOUT => Err(Error::new(
             ErrorKind::InvalidConfig,

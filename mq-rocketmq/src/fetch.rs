@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -69,7 +69,7 @@ impl Filter {
     }
 
     /// Brokers compare hashes only.
-    fn takes(&self, tag: Option<&str>) -> bool {
+    pub(crate) fn takes(&self, tag: Option<&str>) -> bool {
         self.tags.is_empty() || tag.is_some_and(|tag| self.tags.contains(tag))
     }
 }
@@ -79,8 +79,10 @@ impl Filter {
 pub(crate) struct Lane {
     id: AssignmentId,
     paused: AtomicBool,
-    /// The queue ends before what was read: the tenure is to end.
+    /// The tenure is to end: the queue ends before what was read, or an operator wants the group elsewhere.
     over: AtomicBool,
+    /// Where an operator wants the group to go on.
+    reset: Mutex<Option<i64>>,
     /// Woken when there is room again, and when a pause ends.
     pub(crate) wake: Arc<Notify>,
 }
@@ -91,12 +93,24 @@ impl Lane {
             id,
             paused: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            reset: Mutex::default(),
             wake: Arc::default(),
         }
     }
 
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
+    }
+
+    /// Ends the tenure, so that the next one begins elsewhere.
+    pub(crate) fn move_to(&self, offset: i64) {
+        *self.reset.lock().unwrap_or_else(PoisonError::into_inner) = Some(offset);
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Where the next tenure is to begin, if an operator says so.
+    pub(crate) fn moved_to(&self) -> Option<i64> {
+        *self.reset.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn pause(&self, paused: bool) {
@@ -135,6 +149,8 @@ pub(crate) struct Source {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) most: usize,
     pub(crate) lane: Arc<Lane>,
+    /// Wakes the member.
+    pub(crate) ended: Arc<Notify>,
     pub(crate) queue: QueueRef,
 }
 
@@ -218,6 +234,13 @@ impl Source {
                 self.outbox.batch(batch);
                 Ok(next)
             }
+            // A broker tells of an operator's order as it tells of a position out of its range.
+            PullStatus::OffsetMoved
+                if next != from && (pulled.min_offset..=pulled.max_offset).contains(&from) =>
+            {
+                self.lane.move_to(next);
+                self.end().await
+            }
             PullStatus::OffsetMoved if next > from => {
                 self.outbox
                     .trimmed(id, generation, offset_of(from), offset_of(next));
@@ -238,8 +261,14 @@ impl Source {
             sleep(INDEX_PAUSE).await;
             return Ok(from);
         }
-        // The member ends the tenure; the next one begins at what there is.
+        // The next tenure begins at what there is.
         self.lane.over.store(true, Ordering::Release);
+        self.end().await
+    }
+
+    /// Has the member end the tenure, and this task with it.
+    async fn end(&self) -> Result<i64> {
+        self.ended.notify_one();
         std::future::pending().await
     }
 }

@@ -1,17 +1,20 @@
 #![doc = include_str!("docs.md")]
 
 mod admin;
+mod balance;
 pub mod client;
 mod config;
 mod consumer;
 mod driver;
 mod error;
 mod fetch;
+mod flight;
 mod format;
 mod member;
 mod names;
 mod outbox;
 mod ownership;
+mod packing;
 mod producer;
 mod queue;
 mod reader;

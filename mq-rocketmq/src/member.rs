@@ -1,7 +1,7 @@
 //! A member of a group: the task that renews its locks and balances, and what its consumer can do.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -12,8 +12,8 @@ use std::{
 
 use futures_util::future::join_all;
 use mq_api::{
-    Clock, Error, ErrorKind, Lease, Moment, Offset, Position, Result,
-    driver::{Assignment, AssignmentId, Commit, CommitOutcome, Prefetch},
+    Clock, Error, ErrorKind, Lease, Offset, Position, Result,
+    driver::{AssignmentId, Commit, CommitOutcome, Prefetch},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -22,11 +22,11 @@ use tokio::{
 };
 
 use crate::{
-    client::{Layout, QueueRef, Session},
+    client::{OffsetReset, QueueRef, Session},
     error::{from_remoting, is_passing},
-    fetch::{self, Filter, Lane},
+    fetch::{Filter, Lane},
     outbox::Outbox,
-    ownership::{Register, averaged, client_id, register_queue},
+    ownership::{Register, client_id, register_queue},
     remoting::{RemotingError, codes::response},
     topic::{Shared, Topic, number_of, offset_of},
 };
@@ -52,40 +52,42 @@ pub(crate) struct Member {
     pub(crate) prefetch: Prefetch,
     pub(crate) outbox: Arc<Outbox>,
     /// Its number in the registers of queues.
-    number: u64,
-    clock: Clock,
+    pub(crate) number: u64,
+    pub(crate) clock: Clock,
     /// How long it may be silent before others take over.
-    ttl: Duration,
+    pub(crate) ttl: Duration,
     /// Wakes the task: something was released or lost, or the member is to leave.
-    changed: Notify,
+    pub(crate) changed: Arc<Notify>,
     closing: AtomicBool,
     gone: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct State {
-    owned: BTreeMap<u32, Owned>,
+pub(crate) struct State {
+    pub(crate) owned: BTreeMap<u32, Owned>,
     /// The epoch of the last tenure of each partition.
-    epochs: HashMap<u32, u64>,
+    pub(crate) epochs: HashMap<u32, u64>,
     /// Positions that this member has stored; a broker that is killed forgets young ones.
-    known: HashMap<u32, i64>,
+    pub(crate) known: HashMap<u32, i64>,
+    /// Where an operator wants partitions to go on.
+    pub(crate) resets: HashMap<u32, i64>,
     /// Queues whose lock may still be this member's though it does not own them.
-    unfreed: BTreeMap<u32, (QueueRef, u64)>,
+    pub(crate) unfreed: BTreeMap<u32, (QueueRef, u64)>,
 }
 
 /// A partition that this member owns, or is giving back.
-struct Owned {
-    id: AssignmentId,
-    queue: QueueRef,
-    lease: Lease,
-    lane: Arc<Lane>,
-    fetching: Fetching,
-    revoking: bool,
+pub(crate) struct Owned {
+    pub(crate) id: AssignmentId,
+    pub(crate) queue: QueueRef,
+    pub(crate) lease: Lease,
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) fetching: Fetching,
+    pub(crate) revoking: bool,
 }
 
 /// Ends a fetching task when it is dropped.
-struct Fetching(AbortHandle);
+pub(crate) struct Fetching(pub(crate) AbortHandle);
 
 impl Drop for Fetching {
     fn drop(&mut self) {
@@ -124,14 +126,14 @@ impl Member {
             outbox: Arc::default(),
             number,
             clock: subscription.clock.clone(),
-            changed: Notify::new(),
+            changed: Arc::default(),
             closing: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -159,18 +161,19 @@ impl Member {
     }
 
     /// A call of the task must not keep it from its other brokers and from leaving.
-    fn soon(&self) -> Instant {
+    pub(crate) fn soon(&self) -> Instant {
         Instant::now() + (self.ttl / 2).min(self.shared.config.call_timeout)
     }
 
     /// The lease ends a little before others may think so.
-    fn lease_time(&self) -> Duration {
+    pub(crate) fn lease_time(&self) -> Duration {
         self.ttl - self.ttl / 20
     }
 
     /// Runs until the member leaves, its topic is gone, or nothing can help. `ended` closes with it.
     pub(crate) async fn run(self: Arc<Self>, _ended: watch::Sender<()>) {
         let mut members = self.session.members_changed(&self.group);
+        let mut resets = self.session.offset_resets(&self.group);
         let mut routes = self.shared.cluster.watch(&self.topic.physical);
         let now = Instant::now();
         let mut turn = Turn {
@@ -207,6 +210,10 @@ impl Member {
                 () = tokio::time::sleep_until(next) => {}
                 () = self.changed.notified() => turn.rebalance_at = Instant::now(),
                 Ok(()) = members.changed() => turn.rebalance_at = Instant::now(),
+                Some(reset) = resets.recv() => {
+                    self.reset(&reset);
+                    turn.rebalance_at = Instant::now();
+                }
                 changed = routes.changed() => {
                     if changed.is_err() {
                         routes = self.shared.cluster.watch(&self.topic.physical);
@@ -297,6 +304,22 @@ impl Member {
         self.lose(&expired);
     }
 
+    /// Takes the order of an operator to go on elsewhere, as brokers before version 5.2 pass it on.
+    fn reset(&self, order: &OffsetReset) {
+        if *order.topic != *self.topic.physical {
+            return;
+        }
+        let state = self.lock();
+        for (queue, offset) in &order.offsets {
+            let is_it = |owned: &&Owned| {
+                owned.queue.queue == queue.queue_id && *owned.queue.broker == *queue.broker_name
+            };
+            if let Some(owned) = state.owned.values().find(is_it) {
+                owned.lane.move_to(*offset);
+            }
+        }
+    }
+
     /// Drops what is no longer owned and says so.
     pub(crate) fn lose(&self, ids: &[AssignmentId]) {
         if ids.is_empty() {
@@ -311,6 +334,9 @@ impl Member {
         }
         for owned in &dropped {
             owned.lease.revoke();
+            if let Some(offset) = owned.lane.moved_to() {
+                self.lock().resets.insert(owned.id.partition, offset);
+            }
         }
         let ids: Vec<AssignmentId> = dropped.iter().map(|owned| owned.id).collect();
         self.outbox.lost(&ids);
@@ -345,11 +371,6 @@ impl Member {
             .await
     }
 
-    fn layout(&self) -> Option<Layout> {
-        let route = self.shared.cluster.watch(&self.topic.physical).borrow().clone();
-        route.map(|route| route.layout.clone())
-    }
-
     /// Asks brokers whether the topic is still there.
     async fn look(&self) -> Result<()> {
         let Some(layout) = self.layout() else {
@@ -371,255 +392,6 @@ impl Member {
             }
         }
         any_ok(outcomes)
-    }
-
-    /// Gives back what others should own and takes what this member should; `true` where nothing is left to do.
-    async fn rebalance(&self, absent: &mut HashMap<u64, Instant>) -> Result<bool> {
-        let Some(layout) = self.layout() else {
-            self.shared.route(&self.topic).await?;
-            return Ok(false);
-        };
-        let me = self.session.client_id();
-        let mut members = BTreeSet::new();
-        let mut outcomes = Vec::new();
-        for broker in layout.brokers() {
-            match self.session.members(&broker, &self.group, self.soon()).await {
-                Ok(found) => {
-                    if !found.contains(me) {
-                        // It was restarted, or this connection is new to it.
-                        outcomes.push(self.session.beat(&broker, self.soon()).await);
-                    } else {
-                        outcomes.push(Ok(()));
-                    }
-                    members.extend(found);
-                }
-                Err(error) => outcomes.push(Err(error)),
-            }
-        }
-        any_ok(outcomes)?;
-        members.insert(me.to_owned());
-        let target: BTreeSet<QueueRef> = averaged(layout.queues(), &members, me).into_iter().collect();
-        let wanted = self.compare(&layout, &target);
-        let mut settled = true;
-        let mut outcomes = Vec::new();
-        for (broker, wanted) in wanted {
-            match self.acquire(&broker, wanted, &members, absent).await {
-                Ok(all) => {
-                    settled &= all;
-                    outcomes.push(Ok(()));
-                }
-                Err(error) => outcomes.push(Err(error)),
-            }
-        }
-        settled &= outcomes.iter().all(Result::is_ok);
-        outcomes
-            .into_iter()
-            .reduce(|one, other| if one.is_ok() { one } else { other })
-            .unwrap_or(Ok(()))?;
-        Ok(settled)
-    }
-
-    /// Asks back what is not to be kept, and returns what is still to be taken, by broker.
-    fn compare(
-        &self,
-        layout: &Layout,
-        target: &BTreeSet<QueueRef>,
-    ) -> BTreeMap<Arc<str>, Vec<(u32, QueueRef)>> {
-        let mut wanted: BTreeMap<Arc<str>, Vec<(u32, QueueRef)>> = BTreeMap::new();
-        let mut revoked = Vec::new();
-        {
-            let mut state = self.lock();
-            for owned in state.owned.values_mut() {
-                if !target.contains(&owned.queue) && !owned.revoking {
-                    owned.revoking = true;
-                    revoked.push(owned.id);
-                }
-            }
-            for (partition, queue) in (0..).zip(layout.queues()) {
-                if target.contains(queue) && !state.owned.contains_key(&partition) {
-                    let queues = wanted.entry(Arc::clone(&queue.broker)).or_default();
-                    queues.push((partition, queue.clone()));
-                }
-            }
-        }
-        if !revoked.is_empty() {
-            self.outbox.revoked(revoked);
-        }
-        wanted
-    }
-
-    /// Locks queues of one broker and takes what it got; `true` where it got all.
-    async fn acquire(
-        &self,
-        broker: &str,
-        wanted: Vec<(u32, QueueRef)>,
-        members: &BTreeSet<String>,
-        absent: &mut HashMap<u64, Instant>,
-    ) -> Result<bool> {
-        let numbers: Vec<i32> = wanted.iter().map(|(_, queue)| queue.queue).collect();
-        let until = self.clock.now() + self.lease_time();
-        let locked = self
-            .session
-            .lock(broker, &self.group, &self.topic.physical, &numbers, self.soon())
-            .await
-            .map_err(from_remoting)?;
-        let (got, missed): (Vec<_>, Vec<_>) = wanted
-            .into_iter()
-            .partition(|(_, queue)| locked.contains(&queue.queue));
-        let all = missed.is_empty();
-        if !got.is_empty()
-            && let Err(error) = self.take(&got, until).await
-        {
-            // What was locked and not taken would keep others out.
-            let mut state = self.lock();
-            for (partition, queue) in got {
-                let epoch = state.epochs.get(&partition).copied().unwrap_or(0);
-                state.unfreed.insert(partition, (queue, epoch));
-            }
-            return Err(error);
-        }
-        for (_, queue) in &missed {
-            self.free_dead(queue, members, absent).await?;
-        }
-        Ok(all)
-    }
-
-    /// Frees the lock of an owner that has been gone for as long as its lease can stand.
-    async fn free_dead(
-        &self,
-        queue: &QueueRef,
-        members: &BTreeSet<String>,
-        absent: &mut HashMap<u64, Instant>,
-    ) -> Result<()> {
-        let (group, topic) = (&self.group, &self.topic.physical);
-        let stored = self
-            .session
-            .committed(group, topic, &register_queue(queue), self.soon())
-            .await
-            .map_err(from_remoting)?;
-        let owner = Register::unpack(stored).member;
-        let name = client_id(owner);
-        if owner == 0 || owner == self.number || members.contains(&name) {
-            absent.remove(&owner);
-            return Ok(());
-        }
-        let since = *absent.entry(owner).or_insert_with(Instant::now);
-        if since.elapsed() < self.ttl {
-            return Ok(());
-        }
-        tracing::debug!(
-            group,
-            owner = name,
-            queue = queue.queue,
-            "the lock of a member that is gone is freed"
-        );
-        self.session
-            .unlock(&queue.broker, group, topic, &name, &[queue.queue], self.soon())
-            .await
-            .map_err(from_remoting)
-    }
-
-    /// Takes queues of one broker whose locks it has: registers, positions, then their messages.
-    async fn take(&self, got: &[(u32, QueueRef)], until: Moment) -> Result<()> {
-        let queues: Vec<QueueRef> = got.iter().map(|(_, queue)| queue.clone()).collect();
-        let bounds = self.shared.bounds(&self.topic, &queues).await?;
-        let calls = got
-            .iter()
-            .zip(bounds)
-            .map(|((partition, queue), bounds)| async move {
-                let (group, topic, deadline) = (&self.group, &self.topic.physical, self.soon());
-                let register = register_queue(queue);
-                let (stored, position) = tokio::try_join!(
-                    self.session.committed(group, topic, &register, deadline),
-                    self.session.committed(group, topic, queue, deadline),
-                )?;
-                let before = Register::unpack(stored);
-                let last = self.lock().epochs.get(partition).copied().unwrap_or(0);
-                let epoch = before.epoch.max(last) + 1;
-                let member = self.number;
-                self.session
-                    .commit(
-                        group,
-                        topic,
-                        &register,
-                        Register { epoch, member }.pack(),
-                        deadline,
-                    )
-                    .await?;
-                let known = self.lock().known.get(partition).copied();
-                // A broker that was killed has forgotten young positions; they stand where nobody else has been since.
-                let ours = known.filter(|_| before.epoch <= last);
-                let position = position.max(ours).or(known).unwrap_or(bounds.first);
-                if position > bounds.next {
-                    tracing::warn!(
-                        partition,
-                        position,
-                        end = bounds.next,
-                        "the group is beyond the end of the queue; it goes on there"
-                    );
-                }
-                let clean = before.member == 0;
-                Ok((
-                    *partition,
-                    queue.clone(),
-                    epoch,
-                    position.clamp(0, bounds.next),
-                    clean,
-                ))
-            });
-        let taken: Vec<_> = futures_util::future::try_join_all(calls)
-            .await
-            .map_err(from_remoting)?;
-        self.own(taken, until);
-        Ok(())
-    }
-
-    fn own(&self, taken: Vec<(u32, QueueRef, u64, i64, bool)>, until: Moment) {
-        let mut announced = Vec::new();
-        let mut starting = Vec::new();
-        for (partition, queue, epoch, position, clean) in taken {
-            let id = AssignmentId { partition, epoch };
-            let lease = Lease::new(self.clock.clone(), until);
-            let lane = Arc::new(Lane::new(id));
-            let assignment = Assignment::new(id, offset_of(position))
-                .with_clean(clean)
-                .with_lease(lease.clone());
-            announced.push((assignment, Arc::clone(&lane.wake)));
-            starting.push((id, queue, lease, lane, position));
-        }
-        self.outbox.assigned(announced, self.prefetch);
-        for (id, queue, lease, lane, position) in starting {
-            let fetching = self.fetch(&lane, &queue, position, 0);
-            let mut state = self.lock();
-            state.unfreed.remove(&id.partition);
-            state.epochs.insert(id.partition, id.epoch);
-            state.owned.insert(
-                id.partition,
-                Owned {
-                    id,
-                    queue,
-                    lease,
-                    lane,
-                    fetching,
-                    revoking: false,
-                },
-            );
-        }
-    }
-
-    fn fetch(&self, lane: &Arc<Lane>, queue: &QueueRef, from: i64, generation: u64) -> Fetching {
-        let source = fetch::Source {
-            shared: Arc::clone(&self.shared),
-            session: self.session.clone(),
-            topic: self.topic.clone(),
-            group: self.group.clone(),
-            filter: self.filter.clone(),
-            outbox: Arc::clone(&self.outbox),
-            most: self.prefetch.messages.clamp(1, 1024),
-            lane: Arc::clone(lane),
-            queue: queue.clone(),
-        };
-        Fetching(tokio::spawn(source.run(from, generation)).abort_handle())
     }
 
     pub(crate) async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
@@ -745,7 +517,7 @@ impl State {
 }
 
 /// An error only where every broker failed; a refusal that no wait can cure counts alone.
-fn any_ok(outcomes: Vec<Result<(), RemotingError>>) -> Result<()> {
+pub(crate) fn any_ok(outcomes: Vec<Result<(), RemotingError>>) -> Result<()> {
     let failed = |outcome: Result<(), RemotingError>| outcome.err().map(from_remoting);
     let count = outcomes.len();
     let errors: Vec<Error> = outcomes.into_iter().filter_map(failed).collect();

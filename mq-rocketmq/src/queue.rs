@@ -1,7 +1,7 @@
 //! The shared mode, on POP: brokers hand out single messages with a lease.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -19,17 +19,18 @@ use mq_api::{
 };
 use tokio::{
     sync::{Notify, watch},
-    task::AbortHandle,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep},
 };
 
 use crate::{
     client::{Layout, PopMessage, PopOptions, Route, Session},
-    consumer::{check_session_timeout, unknown_property},
+    consumer::check,
     error::{from_remoting, is_passing},
+    fetch::Filter,
     format,
     ownership::{client_id, new_member},
-    remoting::{PopReceipt, PopTopicKind, SubscriptionData, codes::response},
+    remoting::{PopReceipt, PopTopicKind, codes::response},
     topic::{Mode, Shared, Topic},
 };
 
@@ -47,7 +48,8 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// Takes single messages out of a shared group.
 pub(crate) struct RocketMqQueueConsumer {
     popper: Arc<Popper>,
-    pumps: Vec<AbortHandle>,
+    /// Owns the pumps.
+    task: AbortHandle,
 }
 
 struct Popper {
@@ -55,7 +57,9 @@ struct Popper {
     session: Session,
     topic: Topic,
     group: String,
-    layout: Layout,
+    filter: Filter,
+    /// Where the partitions are; it grows with the topic.
+    layout: Mutex<Layout>,
     lease: Duration,
     clock: Clock,
     state: Mutex<State>,
@@ -79,10 +83,7 @@ pub(crate) async fn join(
     shared: &Arc<Shared>,
     subscription: Subscription,
 ) -> Result<Arc<RocketMqQueueConsumer>> {
-    check_session_timeout(&subscription)?;
-    if let Some((name, _)) = subscription.properties.first() {
-        return Err(unknown_property(name, "none in this mode"));
-    }
+    let filter = check(&subscription)?;
     if subscription.start == Position::Latest {
         return Err(Error::unsupported(
             "rocketmq",
@@ -96,7 +97,7 @@ pub(crate) async fn join(
     session
         .join_consumers(
             &group,
-            SubscriptionData::tags(&topic.physical, "*", 0),
+            vec![filter.subscription(&topic.physical)],
             &brokers,
             shared.deadline(),
         )
@@ -111,7 +112,8 @@ pub(crate) async fn join(
         session,
         topic,
         group,
-        layout: route.layout.clone(),
+        filter,
+        layout: Mutex::new(route.layout.clone()),
         lease: subscription
             .session_timeout
             .unwrap_or(shared.config.message_lease),
@@ -121,12 +123,8 @@ pub(crate) async fn join(
         wanted: watch::Sender::new(0),
         closed: AtomicBool::new(false),
     });
-    let pump = |broker: &Arc<str>| {
-        let pump = Arc::clone(&popper).pump(Arc::clone(broker));
-        tokio::spawn(pump).abort_handle()
-    };
-    let pumps = brokers.iter().map(pump).collect();
-    Ok(Arc::new(RocketMqQueueConsumer { popper, pumps }))
+    let task = tokio::spawn(Arc::clone(&popper).pump_all()).abort_handle();
+    Ok(Arc::new(RocketMqQueueConsumer { popper, task }))
 }
 
 /// Brokers begin a new group at the oldest message; any other place is stored before the first pop.
@@ -173,6 +171,36 @@ impl Popper {
         }
     }
 
+    fn layout(&self) -> MutexGuard<'_, Layout> {
+        self.layout.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a pump for each broker of the topic, those included that get partitions later.
+    async fn pump_all(self: Arc<Self>) {
+        let mut routes = self.shared.cluster.watch(&self.topic.physical);
+        let mut served = BTreeSet::new();
+        // They end with this task.
+        let mut pumps = JoinSet::new();
+        loop {
+            let known = routes.borrow_and_update().clone();
+            // Partitions that a route does not show are not gone.
+            if let Some(route) = known
+                && route.layout.len() > self.layout().len()
+            {
+                *self.layout() = route.layout.clone();
+            }
+            let brokers = self.layout().brokers();
+            for broker in brokers {
+                if served.insert(Arc::clone(&broker)) {
+                    pumps.spawn(Arc::clone(&self).pump(broker));
+                }
+            }
+            if routes.changed().await.is_err() {
+                routes = self.shared.cluster.watch(&self.topic.physical);
+            }
+        }
+    }
+
     /// Pops at one broker while somebody waits.
     async fn pump(self: Arc<Self>, broker: Arc<str>) {
         let mut wanted = self.wanted.subscribe();
@@ -186,6 +214,7 @@ impl Popper {
                 max_messages: most,
                 lease: self.lease,
                 wait: POP_WAIT,
+                expression: &self.filter.expression,
                 ..PopOptions::default()
             };
             let popped = self
@@ -202,7 +231,9 @@ impl Popper {
             let error = match popped {
                 Ok(popped) => {
                     pause = FIRST_PAUSE;
-                    match self.take(popped.messages) {
+                    let (messages, others) = self.sort_out(popped.messages);
+                    self.settle(&broker, &others).await;
+                    match self.take(messages) {
                         Ok(()) if popped.polling_full => {
                             sleep(LONGEST_PAUSE).await;
                             continue;
@@ -246,6 +277,29 @@ impl Popper {
         self.arrived.notify_one();
     }
 
+    /// Tells messages with a wanted tag from those whose tag only has the same hash, which is all that brokers compare.
+    fn sort_out(&self, popped: Vec<PopMessage>) -> (Vec<PopMessage>, Vec<PopReceipt>) {
+        let (wanted, others): (Vec<_>, Vec<_>) = popped
+            .into_iter()
+            .partition(|popped| self.filter.takes(popped.message.property("TAGS")));
+        (wanted, others.into_iter().map(|popped| popped.receipt).collect())
+    }
+
+    /// Settles what nobody wants; else it would come back for ever.
+    async fn settle(&self, broker: &str, receipts: &[PopReceipt]) {
+        if receipts.is_empty() {
+            return;
+        }
+        let receipts: Vec<&PopReceipt> = receipts.iter().collect();
+        let deadline = self.shared.deadline();
+        let settled =
+            self.session
+                .pop_ack_all(broker, &self.group, &self.topic.physical, &receipts, deadline);
+        if let Err(error) = settled.await {
+            tracing::debug!(%error, "messages of other tags were not settled; they come again");
+        }
+    }
+
     /// Takes in what was popped.
     fn take(&self, messages: Vec<PopMessage>) -> Result<()> {
         // The lease began at the broker a moment ago.
@@ -258,7 +312,7 @@ impl Popper {
                 .map_err(from_remoting)?;
             let receipt = popped.receipt;
             let partition = match receipt.kind {
-                PopTopicKind::Plain => self.layout.partition(&receipt.broker, receipt.queue),
+                PopTopicKind::Plain => self.layout().partition(&receipt.broker, receipt.queue),
                 _ => None,
             };
             // A message that came back is another one to the broker, which does not tell where it was.
@@ -436,9 +490,7 @@ impl QueueConsumer for RocketMqQueueConsumer {
             return Ok(());
         }
         self.popper.arrived.notify_waiters();
-        for pump in &self.pumps {
-            pump.abort();
-        }
+        self.task.abort();
         self.popper.leave().await;
         Ok(())
     }
@@ -455,9 +507,7 @@ impl Drop for StopWanting<'_> {
 
 impl Drop for RocketMqQueueConsumer {
     fn drop(&mut self) {
-        for pump in &self.pumps {
-            pump.abort();
-        }
+        self.task.abort();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Transactions: messages that are delivered when a local transaction commits. An extension of this backend.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     future::Future,
     pin::Pin,
@@ -17,8 +17,9 @@ use crate::{
     admin::no_partition,
     client::{Decision, HalfMessage, Session, TransactionCheck},
     error::from_remoting,
-    format,
-    producer::single,
+    flight::single_properties,
+    format::{self, BodyForm},
+    packing::Packed,
     remoting::SendMessage,
     topic::{Shared, Topic},
 };
@@ -55,6 +56,8 @@ struct Inner {
 struct Decided {
     by_key: HashMap<String, Verdict>,
     order: VecDeque<String>,
+    /// Transactions that this process is about to decide, one for each value that is held.
+    open: HashSet<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -138,14 +141,19 @@ impl TransactionProducer {
         let key = inner.session.unique_keys().next();
         let before = [("TRAN_MSG", "true"), ("PGROUP", inner.group.as_str())];
         let tag = inner.shared.config.tag_header.as_deref();
-        let (body, properties) = single(&message, key.as_str(), tag, &before)
+        let properties = single_properties(&message, key.as_str(), tag, &before)
             .map_err(|error| Error::new(ErrorKind::MessageTooLarge, error.to_string()))?;
+        let packed = Packed::new(std::slice::from_ref(&message), &inner.shared.config).await;
+        let body = packed
+            .body(0)
+            .unwrap_or_else(|| format::body(&message, BodyForm::Single));
         let request = SendMessage {
             group: &inner.group,
             topic: &inner.topic.physical,
             default_topic: "TBW102",
             default_queues: 4,
             queue: queue.queue,
+            sys_flag: packed.sys_flag(),
             born: Timestamp::now().as_millis(),
             properties: Some(&properties),
             reconsume_times: Some(0),
@@ -153,21 +161,20 @@ impl TransactionProducer {
             broker: Some(&queue.broker),
             ..SendMessage::default()
         };
+        // Before the broker knows of it, since it may ask at once.
+        let open = Open::new(inner, key.as_str());
         let half = inner
             .session
             .send_half(
                 &queue.broker,
                 &request,
                 key.as_str(),
-                &body,
+                body,
                 inner.shared.deadline(),
             )
             .await
             .map_err(from_remoting)?;
-        Ok(Transaction {
-            inner: Arc::clone(inner),
-            half,
-        })
+        Ok(Transaction { open, half })
     }
 
     /// Ends the answering of brokers and the connections. Idempotent.
@@ -186,11 +193,34 @@ impl Drop for TransactionProducer {
     }
 }
 
-/// A message that waits for its transaction. Dropped undecided, its broker asks the producer's check.
+/// A message that waits for its transaction. While this value lives, questions of the broker are left open; when it
+/// is dropped undecided, they are put to the producer's check.
 #[must_use = "a transaction is decided by `commit` or `rollback`"]
 pub struct Transaction {
-    inner: Arc<Inner>,
+    open: Open,
     half: HalfMessage,
+}
+
+/// Keeps a transaction open.
+struct Open {
+    inner: Arc<Inner>,
+    key: String,
+}
+
+impl Open {
+    fn new(inner: &Arc<Inner>, key: &str) -> Self {
+        inner.lock().open.insert(key.to_owned());
+        Self {
+            inner: Arc::clone(inner),
+            key: key.to_owned(),
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.inner.lock().open.remove(&self.key);
+    }
 }
 
 impl Transaction {
@@ -223,7 +253,7 @@ impl Transaction {
     }
 
     async fn end(self, decision: Decision) -> Result<()> {
-        let inner = &self.inner;
+        let inner = &self.open.inner;
         let first = inner.lock().note(&self.half.unique_key, decision);
         if first != decision {
             return Err(Error::new(
@@ -263,8 +293,12 @@ impl Inner {
     async fn answer(&self, check: TransactionCheck) -> Result<()> {
         let message = &check.message;
         let key = message.property("UNIQ_KEY").unwrap_or_default().to_owned();
-        let verdict = self.lock().by_key.get(&key).copied();
+        let (verdict, open) = {
+            let decided = self.lock();
+            (decided.by_key.get(&key).copied(), decided.open.contains(&key))
+        };
         let decision = match verdict {
+            None if open => return Ok(()),
             Some(Verdict {
                 taken: Some(taken), ..
             }) if taken.elapsed() < GRACE => return Ok(()),

@@ -372,6 +372,25 @@ async fn stored_offsets_are_asked_for_without_the_zero_of_small_topics() {
 }
 
 #[tokio::test]
+async fn a_broker_without_counters_yet_is_asked_again() {
+    let turns = Mutex::new(0);
+    let broker = Server::start(move |_| {
+        let mut turns = turns.lock().unwrap();
+        *turns += 1;
+        if *turns < 3 {
+            return code(1);
+        }
+        ok(r#"{"table":{"commitLogMaxOffset":"9","dispatchBehindBytes":"0"}}"#)
+    })
+    .await;
+    let names = nameserver("a", &broker.address, 1).await;
+    let cluster = Cluster::open(options(&[&names.address])).unwrap();
+    cluster.route("t", soon()).await.unwrap();
+    assert!(Session::new(&cluster).catch_up("a", soon()).await.unwrap());
+    assert_eq!(broker.codes(), [28, 28, 28]);
+}
+
+#[tokio::test]
 async fn a_new_connection_begins_with_a_heartbeat_of_the_groups() {
     let broker = Server::start(|command| match command.code() {
         11 => Some(Answer(
@@ -392,7 +411,12 @@ async fn a_new_connection_begins_with_a_heartbeat_of_the_groups() {
     cluster.route("t", soon()).await.unwrap();
     let session = Session::new(&cluster);
     session
-        .join_consumers("g", SubscriptionData::tags("t", "*", 1), &["a".into()], soon())
+        .join_consumers(
+            "g",
+            vec![SubscriptionData::tags("t", "*", 1)],
+            &["a".into()],
+            soon(),
+        )
         .await
         .unwrap();
     broker.stop().await;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
+mod support;
+
 use std::{
     sync::{
         Arc,
@@ -10,38 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mq_api::{Consumer, ErrorKind, Message, Mode, Mq, Outcome, Support, url::ConnectUrl};
+use mq_api::{ErrorKind, Message, Mode, Mq, Outcome, Support, url::ConnectUrl};
 use mq_rocketmq::{RocketMq, RocketMqConfig, client::Decision};
+use support::{PATIENCE, nothing, open, start, text};
 use test_brokers::{Broker, RocketMqOptions};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn open(url: &str) -> (RocketMq, Mq) {
-    let driver = RocketMq::connect(&ConnectUrl::parse(url).unwrap()).await.unwrap();
-    (driver.clone(), Mq::from_driver(driver))
-}
-
-async fn start(options: RocketMqOptions) -> test_brokers::RocketMq {
-    tokio::task::spawn_blocking(move || options.start().unwrap())
-        .await
-        .unwrap()
-}
-
-async fn text(consumer: &Consumer) -> String {
-    let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
-        .await
-        .expect("a message in time")
-        .unwrap();
-    let text = String::from_utf8(delivery.payload().to_vec()).unwrap();
-    delivery.ack().unwrap();
-    text
-}
-
-async fn nothing(consumer: &Consumer, wait: Duration) {
-    if let Ok(delivery) = tokio::time::timeout(wait, consumer.consume()).await {
-        panic!("{:?} came", delivery.unwrap().payload());
-    }
-}
 
 /// A server of its own: a broker that has seen a commit burns a core until it ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,7 +43,9 @@ async fn a_transaction_is_delivered_once_when_it_commits_and_asked_for_when_it_i
         .await
         .unwrap();
     let rolled_back = producer.begin(0, "rolled back").await.unwrap();
-    nothing(&consumer, Duration::from_millis(500)).await;
+    // The broker asks after `transactionTimeOut`, here a second; what is about to be decided is left open.
+    nothing(&consumer, Duration::from_secs(3)).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
     committed.commit().await.unwrap();
     rolled_back.rollback().await.unwrap();
     let delivery = consumer.consume().await.unwrap();
@@ -77,7 +53,6 @@ async fn a_transaction_is_delivered_once_when_it_commits_and_asked_for_when_it_i
     assert_eq!(delivery.key().map(|key| &key[..]), Some(&b"k"[..]));
     assert_eq!(delivery.headers().iter().len(), 1);
     delivery.ack().unwrap();
-    // The broker asks after `transactionTimeOut`, here a second.
     drop(producer.begin(0, "left open").await.unwrap());
     drop(producer.begin(0, "forgotten").await.unwrap());
     assert_eq!(text(&consumer).await, "left open");
@@ -166,6 +141,23 @@ async fn a_dead_master_fails_its_partitions_and_moves_no_key() {
     }
     assert_eq!(text(&consumer).await, "again");
     late.close().await.unwrap();
+    // One queue, on the first broker; the second one comes later, to a shared group that is at work.
+    mq.create_topic("growing", 1).await.unwrap();
+    let shared = mq.consumer("growing", "g").mode(Mode::Shared).await.unwrap();
+    let producer = mq.producer("growing").await.unwrap();
+    producer.produce("here").await.unwrap();
+    assert_eq!(text(&shared).await, "here");
+    mq.add_partitions("growing", 2).await.unwrap();
+    while producer.partitions() < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    producer.produce_to(1, "there").await.unwrap();
+    let delivery = tokio::time::timeout(PATIENCE, shared.consume())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((delivery.payload(), delivery.partition()), (&b"there"[..], 1));
+    delivery.ack().unwrap();
     mq.close().await.unwrap();
 }
 

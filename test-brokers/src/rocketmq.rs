@@ -5,6 +5,7 @@ mod node;
 mod options;
 
 use std::path::Path;
+use std::process::Command;
 
 pub use node::RocketMqNode;
 pub use options::RocketMqOptions;
@@ -124,21 +125,32 @@ impl RocketMq {
         let mut command = self
             .install
             .java(class, "-Xmx64m", &folder, &options, Archiving::Use)?;
-        let living: Vec<String> = self
-            .name_servers
-            .iter()
-            .filter(|node| node.is_running())
-            .map(|node| node.address().to_string())
-            .collect();
-        run(command.args(words).args(["-n", &living.join(";")]))
+        run(command.args(words).args(["-n", &self.living_name_servers()]))
     }
 
-    /// Returns the class path of RocketMQ's jars, the Java client included, for programs of a test's own.
+    /// Returns a JVM that runs a program of a test's own, one source file, with RocketMQ's Java client on its class path
+    /// and this cluster's nameservers that live in its environment. Options of the JVM win over those before them.
+    ///
+    /// A JVM that has the compiler in it is needed, as a JDK is.
     ///
     /// # Errors
-    /// [`crate::Error::Io`].
-    pub fn class_path(&self) -> Result<std::ffi::OsString> {
-        self.install.class_path()
+    /// [`crate::Error::Missing`] says what to install, [`crate::Error::Io`].
+    pub fn java_program(&self, source: &Path, options: &[&str]) -> Result<Command> {
+        let folder = self.scratch.path().join("programs");
+        std::fs::create_dir_all(folder.join("tmp")).context(format!("cannot make {}", folder.display()))?;
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let class = source.to_string_lossy();
+        let mut command = self
+            .install
+            .java(&class, "-Xmx256m", &folder, &options, Archiving::Use)?;
+        command.env("NAMESRV_ADDR", self.living_name_servers());
+        Ok(command)
+    }
+
+    fn living_name_servers(&self) -> String {
+        let living = self.name_servers.iter().filter(|node| node.is_running());
+        let addresses: Vec<String> = living.map(|node| node.address().to_string()).collect();
+        addresses.join(";")
     }
 
     fn nodes(&self) -> impl Iterator<Item = &RocketMqNode> {

@@ -242,6 +242,11 @@ impl Cluster {
         self.inner.lock().brokers.get(broker).cloned().unwrap_or_default()
     }
 
+    /// Gives the address of a broker's master, if it was ever seen.
+    pub fn master(&self, broker: &str) -> Option<Arc<str>> {
+        self.inner.lock().brokers.get(broker)?.get(&0).cloned()
+    }
+
     /// Lists the brokers that have a master now, by name.
     ///
     /// # Errors

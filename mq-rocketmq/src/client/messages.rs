@@ -162,11 +162,7 @@ impl Session {
         body: &B,
         deadline: Instant,
     ) -> Result<(), RemotingError> {
-        let address = self
-            .cluster()
-            .addresses(broker)
-            .remove(&0)
-            .ok_or_else(|| no_master(broker))?;
+        let address = self.cluster().master(broker).ok_or_else(|| no_master(broker))?;
         let connection = self.connect(&address, deadline).await?;
         connection.send_oneway(request, body, deadline).await
     }
@@ -250,8 +246,7 @@ impl Session {
         if decision == Decision::Unknown {
             let address = self
                 .cluster()
-                .addresses(&half.broker)
-                .remove(&0)
+                .master(&half.broker)
                 .ok_or_else(|| no_master(&half.broker))?;
             let connection = self.connect(&address, deadline).await?;
             return connection.send_oneway(&request, &(), deadline).await;

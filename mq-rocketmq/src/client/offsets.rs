@@ -162,6 +162,14 @@ impl Session {
                     sleep(UNSURE_PAUSE).await;
                     return Ok(false);
                 }
+                // A broker that has just started has no counters for a second, and fails on that.
+                Err(error)
+                    if error.refusal() == Some(response::SYSTEM_ERROR)
+                        && Instant::now() + UNSURE_PAUSE < deadline =>
+                {
+                    sleep(UNSURE_PAUSE).await;
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             let (Some(end), Some(behind)) = (

@@ -150,11 +150,30 @@ impl Session {
         body: &B,
         deadline: Instant,
     ) -> Result<(Connection, Command), RemotingError> {
-        let Some(address) = self.inner.cluster.addresses(broker).remove(&0) else {
-            self.inner.cluster.hurry();
-            return Err(no_master(broker));
-        };
+        let address = self.master(broker)?;
         self.call_at(&address, request, body, deadline).await
+    }
+
+    fn master(&self, broker: &str) -> Result<Arc<str>, RemotingError> {
+        self.inner.cluster.master(broker).ok_or_else(|| {
+            self.inner.cluster.hurry();
+            no_master(broker)
+        })
+    }
+
+    /// Connects to the master of a broker unless it is connected, so that a later call only fails once it is under
+    /// way.
+    ///
+    /// # Errors
+    ///
+    /// [`RemotingError::NoServer`] for a broker without a known master, or what the connection says.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe; nothing is lost.
+    pub async fn reach(&self, broker: &str, deadline: Instant) -> Result<(), RemotingError> {
+        let address = self.master(broker)?;
+        self.connect(&address, deadline).await.map(drop)
     }
 
     pub(super) async fn call_at<R: Request + ?Sized, B: EncodeBody + ?Sized>(
@@ -220,7 +239,7 @@ impl Session {
     pub async fn join_consumers(
         &self,
         group: &str,
-        subscription: SubscriptionData,
+        subscriptions: Vec<SubscriptionData>,
         brokers: &[Arc<str>],
         deadline: Instant,
     ) -> Result<(), RemotingError> {
@@ -229,7 +248,7 @@ impl Session {
             consume_type: "CONSUME_PASSIVELY".to_owned(),
             message_model: "CLUSTERING".to_owned(),
             consume_from_where: "CONSUME_FROM_FIRST_OFFSET".to_owned(),
-            subscription_data_set: vec![subscription],
+            subscription_data_set: subscriptions,
             unit_mode: false,
         };
         self.inner

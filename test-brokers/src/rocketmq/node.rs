@@ -259,7 +259,9 @@ registerNameServerPeriod=10000
     fn has_registered(&self) -> bool {
         let log = std::fs::read(self.log_file()).unwrap_or_default();
         let new = log.get(self.logged.load(Ordering::SeqCst)..).unwrap_or_default();
-        String::from_utf8_lossy(new).contains("boot success")
+        let text = String::from_utf8_lossy(new);
+        // A master that boots before its nameserver listens tells of itself once more, ten seconds later.
+        text.contains("boot success") && text.contains("to name server completed")
     }
 
     fn log_file(&self) -> PathBuf {

@@ -1,0 +1,227 @@
+//! What only RocketMQ can do, and what its protocol is known for, on a real cluster.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod support;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use bytes::Bytes;
+use mq_api::{Message, Mode};
+use mq_rocketmq::{
+    client::{PullOptions, PullStatus, QueueRef, Session},
+    remoting::{RemotingError, SendMessage, codes::sys_flag},
+};
+use support::{PATIENCE, cluster, nothing, open, text};
+use test_brokers::Broker;
+use tokio::time::Instant;
+
+fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+fn queue(number: i32) -> QueueRef {
+    QueueRef {
+        broker: "broker-a".into(),
+        queue: number,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compressed_messages_are_small_on_the_broker_and_come_back_whole() {
+    let cluster = cluster().await;
+    for kind in ["zlib", "zstd"] {
+        let topic = format!("compressed-{kind}");
+        let url = format!("{}?compression={kind}&compression_threshold=1KiB", cluster.url());
+        let (driver, mq) = open(&url).await;
+        mq.create_topic(&topic, 1).await.unwrap();
+        let producer = mq.producer(&topic).await.unwrap();
+        let shapes = [
+            Message::new("short"),
+            Message::new(vec![7; 4000]).with_key("k"),
+            Message::new(""),
+            Message::tombstone("gone"),
+            Message::new(vec![1; 300_000]),
+        ];
+        for result in producer.produce_batch(shapes.clone()).await {
+            assert!(result.unwrap().offset.is_some());
+        }
+        let later = Message::new(vec![9; 2000])
+            .with_key("k")
+            .with_delay(Duration::from_millis(100));
+        producer.produce(later.clone()).await.unwrap();
+        let consumer = mq.consumer(&topic, "g").await.unwrap();
+        for mut expected in shapes.into_iter().chain([later]) {
+            expected.clear_due();
+            let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(*delivery.message(), expected);
+            delivery.ack().unwrap();
+        }
+        let options = PullOptions::default();
+        let stored = driver
+            .native()
+            .pull("mq-reader", &topic, &queue(0), 0, &options, soon())
+            .await
+            .unwrap();
+        let bodies: usize = stored
+            .messages()
+            .map(|message| {
+                let message = message.unwrap();
+                assert!(message.sys_flag & sys_flag::COMPRESSED != 0 || message.body.len() < 100);
+                message.body.len()
+            })
+            .sum();
+        assert!(bodies < 5_000, "{bodies}");
+        mq.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_group_takes_the_tags_that_it_asks_for() {
+    let cluster = cluster().await;
+    let (_, mq) = open(&format!("{}?tag_header=kind&message_lease=2s", cluster.url())).await;
+    mq.create_topic("tagged", 1).await.unwrap();
+    let consumer = mq
+        .consumer("tagged", "g")
+        .mode(Mode::Shared)
+        .property("tags", "red || Aa")
+        .await
+        .unwrap();
+    let producer = mq.producer("tagged").await.unwrap();
+    // The hash of `BB` is that of `Aa`, and hashes are all that a broker compares.
+    for kind in ["red", "blue", "BB", "Aa"] {
+        producer
+            .produce(Message::new(kind).with_header("kind", kind))
+            .await
+            .unwrap();
+    }
+    let came = BTreeSet::from([text(&consumer).await, text(&consumer).await]);
+    assert_eq!(came, BTreeSet::from(["red".to_owned(), "Aa".to_owned()]));
+    nothing(&consumer, Duration::from_secs(1)).await;
+    mq.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_moves_a_group_that_is_at_work() {
+    let cluster = cluster().await;
+    let (_, mq) = open(&cluster.url()).await;
+    mq.create_topic("moved", 1).await.unwrap();
+    let producer = mq.producer("moved").await.unwrap();
+    let consumer = mq.consumer("moved", "g").await.unwrap();
+    for number in 0..5 {
+        producer.produce(number.to_string()).await.unwrap();
+        assert_eq!(text(&consumer).await, number.to_string());
+    }
+    consumer.commit().await.unwrap();
+    let operator = std::sync::Arc::clone(&cluster);
+    let order = ["resetOffsetByTime", "-g", "g%moved", "-t", "moved", "-s", "0"];
+    tokio::task::spawn_blocking(move || operator.tool(&order).unwrap())
+        .await
+        .unwrap();
+    // The pull that waits at the broker ends with it; the next one is told.
+    producer.produce("5").await.unwrap();
+    let mut came = vec![text(&consumer).await];
+    if came == ["5"] {
+        came.clear();
+    }
+    while came.len() < 6 {
+        came.push(text(&consumer).await);
+    }
+    assert_eq!(came, ["0", "1", "2", "3", "4", "5"]);
+    consumer.commit().await.unwrap();
+    let stored = mq.committed("moved", "g").await.unwrap();
+    assert_eq!(stored.first().map(|one| one.position), Some(6));
+    mq.close().await.unwrap();
+}
+
+/// The driver is built on these; where a broker changes one of them, this says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_keep_to_what_the_driver_knows_of_them() {
+    let cluster = cluster().await;
+    let (driver, mq) = open(&cluster.url()).await;
+    mq.create_topic("facts", 2).await.unwrap();
+    let producer = mq.producer("facts").await.unwrap();
+    let sent = producer.produce_batch((0..100).map(|number| Message::new(number.to_string())));
+    assert!(sent.await.into_iter().all(|result| result.is_ok()));
+    let session = driver.native();
+
+    // An offset of a group that does not exist is refused.
+    let refused = session.commit("nobody", "facts", &queue(0), 1, soon()).await;
+    assert_eq!(refused.unwrap_err().refusal(), Some(26));
+    // A new group on a small topic has no offset, not that of the first message.
+    assert_eq!(
+        session
+            .committed("nobody", "facts", &queue(0), soon())
+            .await
+            .unwrap(),
+        None
+    );
+
+    // A pull gives 32 messages, however many are asked for.
+    let partition = i32::from(session.bounds("facts", &queue(0), soon()).await.unwrap().next == 0);
+    let mut many = PullOptions::default();
+    many.max_messages = 100;
+    let pulled = session
+        .pull("mq-reader", "facts", &queue(partition), 0, &many, soon())
+        .await
+        .unwrap();
+    assert_eq!(pulled.messages().count(), 32);
+
+    // A long poll overruns its wait, and is no failure.
+    let end = session
+        .bounds("facts", &queue(partition), soon())
+        .await
+        .unwrap()
+        .next;
+    let mut waiting = PullOptions::default();
+    waiting.wait = Duration::from_millis(500);
+    let pulled = session
+        .pull(
+            "mq-reader",
+            "facts",
+            &queue(partition),
+            end,
+            &waiting,
+            Instant::now(),
+        )
+        .await
+        .unwrap();
+    assert_eq!((pulled.status, pulled.next_offset), (PullStatus::Nothing, end));
+
+    // A request beyond 16 MiB would cost the connection; it is refused here, and the connection goes on.
+    let huge = SendMessage {
+        group: "p",
+        topic: "facts",
+        ..SendMessage::default()
+    };
+    let body = Bytes::from(vec![0; 17 * 1024 * 1024]);
+    let error = session.send("broker-a", &huge, &body, soon()).await.unwrap_err();
+    assert!(matches!(error, RemotingError::FrameTooLarge { .. }), "{error}");
+    session.bounds("facts", &queue(0), soon()).await.unwrap();
+
+    // A lock outlives the connection of its holder, and can be freed in its name.
+    let (dead, alive) = (
+        Session::with_client_id(session.cluster(), "dead".to_owned()),
+        Session::with_client_id(session.cluster(), "alive".to_owned()),
+    );
+    assert_eq!(
+        dead.lock("broker-a", "locks", "facts", &[0], soon())
+            .await
+            .unwrap(),
+        [0]
+    );
+    dead.close(soon()).await;
+    let locked = alive.lock("broker-a", "locks", "facts", &[0], soon()).await;
+    assert!(locked.unwrap().is_empty());
+    alive
+        .unlock("broker-a", "locks", "facts", "dead", &[0], soon())
+        .await
+        .unwrap();
+    let locked = alive.lock("broker-a", "locks", "facts", &[0], soon()).await;
+    assert_eq!(locked.unwrap(), [0]);
+    alive.close(soon()).await;
+    mq.close().await.unwrap();
+}
