@@ -8,6 +8,8 @@ pub mod payload;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod results;
+#[cfg(feature = "rocketmq")]
+pub mod rocketmq;
 pub mod rounds;
 pub mod side;
 pub mod standard;

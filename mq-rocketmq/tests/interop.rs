@@ -48,12 +48,11 @@ async fn what_is_sent_here_arrives_in_java() {
             .produce(message("late").with_delay(Duration::from_millis(200)))
             .await
             .unwrap();
-        let mut java = Java::start(&cluster, PROGRAM).await;
+        let mut java = Java::start(&cluster, PROGRAM);
         let group = format!("readers-{compression}");
-        java.ask(&["consume", &topic, &group, "orderly"], "consuming")
-            .await;
+        java.ask(&["consume", &topic, &group, "orderly"], "consuming");
         for body in ["one", "8000", "two", "late"] {
-            let got = java.hear("got").await;
+            let got = java.hear("got");
             assert_eq!(got, [&*group, "0", "key-1", "red", "blue", body]);
         }
         mq.close().await.unwrap();
@@ -67,7 +66,7 @@ async fn what_java_sends_arrives_here() {
     let (_, mq) = open(&format!("{}?tag_header=kind", cluster.url())).await;
     mq.create_topic("from-java", 1).await.unwrap();
     let consumer = mq.consumer("from-java", "g").await.unwrap();
-    let mut java = Java::start(&cluster, PROGRAM).await;
+    let mut java = Java::start(&cluster, PROGRAM);
     for (kind, texts) in [
         ("single", &["single"][..]),
         ("batch", &["batch-0", "batch-1"]),
@@ -76,7 +75,7 @@ async fn what_java_sends_arrives_here() {
         ("timed", &["timed"]),
         ("transactional", &["transactional"]),
     ] {
-        java.ask(&["send", "from-java", kind], "sent").await;
+        java.ask(&["send", "from-java", kind], "sent");
         for expected in texts {
             let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
                 .await
@@ -106,13 +105,12 @@ async fn positions_are_handed_on_both_ways() {
     for number in 0..10 {
         producer.produce(number.to_string()).await.unwrap();
     }
-    let mut java = Java::start(&cluster, PROGRAM).await;
-    java.ask(&["consume", "handed", "both", "orderly"], "consuming")
-        .await;
+    let mut java = Java::start(&cluster, PROGRAM);
+    java.ask(&["consume", "handed", "both", "orderly"], "consuming");
     for number in 0..10 {
-        assert_eq!(java.hear("got").await[5], number.to_string());
+        assert_eq!(java.hear("got")[5], number.to_string());
     }
-    java.ask(&["stop", "both"], "stopped").await;
+    java.ask(&["stop", "both"], "stopped");
     let stored = mq.committed("handed", "both").await.unwrap();
     assert_eq!(stored.first().map(|one| one.position), Some(10));
 
@@ -122,9 +120,8 @@ async fn positions_are_handed_on_both_ways() {
     consumer.close().await.unwrap();
 
     producer.produce("11").await.unwrap();
-    java.ask(&["consume", "handed", "both", "orderly"], "consuming")
-        .await;
-    assert_eq!(java.hear("got").await[5], "11");
+    java.ask(&["consume", "handed", "both", "orderly"], "consuming");
+    assert_eq!(java.hear("got")[5], "11");
     mq.close().await.unwrap();
 }
 
@@ -148,12 +145,12 @@ async fn share_a_group(kind: &str) {
     let flow = Flow::start(&mq, &topic, ours.clone()).await;
     until("all queues are ours", async || ours.assignment().len() == 4).await;
 
-    let mut java = Java::start(&cluster, PROGRAM).await;
-    java.ask(&["consume", &topic, &group, kind], "consuming").await;
+    let mut java = Java::start(&cluster, PROGRAM);
+    java.ask(&["consume", &topic, &group, kind], "consuming");
     let begun = Instant::now();
     let settled = loop {
         let before = owned_here(&ours);
-        let there = java.ask(&["owned", &topic, &group, kind], "owned").await;
+        let there = java.ask(&["owned", &topic, &group, kind], "owned");
         let there = queues(&there);
         let both: Vec<u32> = owned_here(&ours)
             .intersection(&before)
@@ -201,7 +198,7 @@ async fn share_a_group(kind: &str) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
-    java.ask(&["stop", &group], "stopped").await;
+    java.ask(&["stop", &group], "stopped");
     deadline = Instant::now() + PATIENCE;
     until("all queues are ours again", async || ours.assignment().len() == 4).await;
     assert!(Instant::now() < deadline);

@@ -67,7 +67,7 @@ pub use ports::{ReservedPort, free_port, refused_address};
 pub use proxy::{Proxy, ProxyMode};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqVersion};
 pub use redis::{AppendFsync, Redis, RedisOptions, RedisVersion};
-pub use rocketmq::{RocketMq, RocketMqNode, RocketMqOptions};
+pub use rocketmq::{JavaProgram, RocketMq, RocketMqNode, RocketMqOptions};
 #[cfg(feature = "suite")]
 pub use suite::{BrokerServer, ExternalServer, FAULTS};
 pub use tls::Certificates;

@@ -3,12 +3,13 @@
 mod install;
 mod node;
 mod options;
+mod program;
 
 use std::path::Path;
-use std::process::Command;
 
 pub use node::RocketMqNode;
 pub use options::RocketMqOptions;
+pub use program::JavaProgram;
 
 use install::{Archiving, Install};
 
@@ -128,14 +129,14 @@ impl RocketMq {
         run(command.args(words).args(["-n", &self.living_name_servers()]))
     }
 
-    /// Returns a JVM that runs a program of a test's own, one source file, with RocketMQ's Java client on its class path
+    /// Starts a JVM that runs a program of a test's own, one source file, with RocketMQ's Java client on its class path
     /// and this cluster's nameservers that live in its environment. Options of the JVM win over those before them.
     ///
     /// A JVM that has the compiler in it is needed, as a JDK is.
     ///
     /// # Errors
     /// [`crate::Error::Missing`] says what to install, [`crate::Error::Io`].
-    pub fn java_program(&self, source: &Path, options: &[&str]) -> Result<Command> {
+    pub fn java_program(&self, source: &Path, options: &[&str]) -> Result<JavaProgram> {
         let folder = self.scratch.path().join("programs");
         std::fs::create_dir_all(folder.join("tmp")).context(format!("cannot make {}", folder.display()))?;
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
@@ -144,7 +145,7 @@ impl RocketMq {
             .install
             .java(&class, "-Xmx256m", &folder, &options, Archiving::Use)?;
         command.env("NAMESRV_ADDR", self.living_name_servers());
-        Ok(command)
+        JavaProgram::start(command)
     }
 
     fn living_name_servers(&self) -> String {

@@ -91,11 +91,15 @@ impl Nameservers {
             let Some(address) = addresses.get(index) else {
                 continue;
             };
-            // Each gets a fair share of the time that is left, so that one that is silent leaves some to the next.
+            // Each gets a fair share of the time that is left, so that one that is silent leaves some to the next; the
+            // last one gets all.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addresses.len() - turn).unwrap_or(1);
-            let share = if turn + 1 == addresses.len() { left } else { share };
-            let until = Instant::now() + share.min(self.timeout);
+            let until = if turn + 1 == addresses.len() {
+                deadline
+            } else {
+                Instant::now() + share.min(self.timeout)
+            };
             match self.ask(address, request, body, until).await {
                 Ok(answer) => {
                     self.current.store(index, Ordering::Relaxed);
@@ -118,7 +122,12 @@ impl Nameservers {
         deadline: Instant,
     ) -> Result<Vec<Result<Command, RemotingError>>, RemotingError> {
         let addresses = self.addresses(deadline).await?;
-        let until = deadline.min(Instant::now() + self.timeout);
+        // A silent one among several must not use up the time of what comes after.
+        let until = if addresses.len() == 1 {
+            deadline
+        } else {
+            deadline.min(Instant::now() + self.timeout)
+        };
         let mut answers = Vec::with_capacity(addresses.len());
         // Few, and seldom asked: one after the other would do, but a dead one must not use up the others' time.
         let calls = addresses

@@ -14,7 +14,7 @@ pub struct ClusterOptions {
     pub nameservers: NameserverSource,
     /// TLS, credentials and bounds of each connection.
     pub connection: ConnectionOptions,
-    /// How long one nameserver may take before the next is asked.
+    /// How long one nameserver may take before the next is asked; the last one may take all of a call's time.
     pub nameserver_timeout: Duration,
     /// How often the routes in use are asked for.
     pub route_refresh: Duration,
