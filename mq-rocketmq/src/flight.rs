@@ -229,14 +229,15 @@ impl Flight {
             broker: Some(&queue.broker),
             ..SendMessage::default()
         };
-        let receipt = self
-            .shared
-            .session
-            .send(&queue.broker, &request, &chunk.body, self.deadline(batch))
+        let deadline = self.deadline(batch);
+        let session = &self.shared.session;
+        // The answer holds an id for each message too, which nobody here reads.
+        let answer = session
+            .ask(&queue.broker, &request, &chunk.body, deadline)
             .await?;
         // The offset of a delayed message belongs to the queue that it waits in.
         let first = match chunk.properties {
-            None => u64::try_from(receipt.offset).ok(),
+            None => u64::try_from(answer.field::<i64>("queueOffset")?).ok(),
             Some(_) => None,
         };
         if chunk.messages.len() == batch.len() {

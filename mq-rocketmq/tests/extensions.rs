@@ -47,7 +47,7 @@ async fn compressed_messages_are_small_on_the_broker_and_come_back_whole() {
             assert!(result.unwrap().offset.is_some());
         }
         let later = Message::new(vec![9; 2000])
-            .with_key("k")
+            .with_id("later")
             .with_delay(Duration::from_millis(100));
         producer.produce(later.clone()).await.unwrap();
         let consumer = mq.consumer(&topic, "g").await.unwrap();
