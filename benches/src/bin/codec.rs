@@ -19,8 +19,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 /// Messages of one request, and of one answer.
 const BATCH: usize = 32;
 /// The most allocations a message.
-const MOST_SENT: f64 = 0.2;
-const MOST_RECEIVED: f64 = 0.2;
+const MOST_SENT: f64 = 0.08;
+const MOST_RECEIVED: f64 = 0.12;
 
 type Outcome<T> = Result<T, RemotingError>;
 
