@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mq_api::{Clock, ErrorKind, Message, Moment, Timestamp};
+use mq_api::{Clock, ErrorKind, Message, Moment, Producer, Timestamp};
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
@@ -11,7 +11,6 @@ use crate::{
     cases::steps::{one_through_outages, payloads, take_until_through_outages},
     cases::{Case, case},
     context::{Context, Measured},
-    control::Control,
     failure::{CaseResult, ensure, note},
     flow::{each_once, list, numbered, one, refused, send_to, take_acked, text},
     harness::Fault,
@@ -28,22 +27,27 @@ pub(super) const CASES: &[Case] = &[
 /// What one message of D1 may come at.
 struct Due {
     earliest: Moment,
-    /// Without the precision and what the machine adds.
+    /// Without the precision and what the machine and the server add.
     latest: Moment,
-    /// How late a plain timer and a plain exchange of bytes were at the same moment.
-    machine: JoinHandle<CaseResult<Duration>>,
+    /// How late a plain message was stored that a plain timer sent at the same moment.
+    plain: JoinHandle<mq_api::Result<Duration>>,
 }
 
 impl Due {
-    /// Measures what the machine adds beside the message.
-    async fn new(earliest: Moment, latest: Moment) -> CaseResult<Self> {
-        let mut control = Control::start().await?;
+    /// Measures beside the message what the machine and the server add, by a producer of another topic.
+    fn new(earliest: Moment, latest: Moment, beside: &Producer) -> Self {
         let at = Instant::now() + latest.saturating_since(Clock::system().now());
-        Ok(Self {
+        let beside = beside.clone();
+        let plain = tokio::spawn(async move {
+            tokio::time::sleep_until(at).await;
+            beside.produce("plain").await?;
+            Ok(at.elapsed())
+        });
+        Self {
             earliest,
             latest,
-            machine: tokio::spawn(async move { control.late(at).await }),
-        })
+            plain,
+        }
     }
 }
 
@@ -58,6 +62,8 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
     take_acked(&cx, &consumer, 1).await?;
 
     let clock = Clock::system();
+    let beside = mq.producer(cx.topic("beside", 1).await?).await?;
+    beside.produce("warm").await?;
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
     for (at, millis) in (0_u32..).zip([1500, 300, 900, 600, 1200, 450]) {
         let delay = Duration::from_millis(millis);
@@ -71,7 +77,7 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
             at % 2,
             receipt.partition
         );
-        due.insert(payload, Due::new(before + delay, clock.now() + delay).await?);
+        due.insert(payload, Due::new(before + delay, clock.now() + delay, &beside));
     }
     let at = Timestamp::now().saturating_add(Duration::from_millis(800));
     let until_then = at.saturating_since(Timestamp::now());
@@ -80,7 +86,10 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
         .produce_to(0, Message::new("at").with_deliver_at(at))
         .await?;
     let earliest = then - Duration::from_millis(2);
-    due.insert("at".to_owned(), Due::new(earliest, then.max(clock.now())).await?);
+    due.insert(
+        "at".to_owned(),
+        Due::new(earliest, then.max(clock.now()), &beside),
+    );
     // These are due at once, and behind messages of their partitions that are not.
     let past = Timestamp::from_millis(Timestamp::now().as_millis() - 60_000);
     for (partition, name, message) in [
@@ -89,7 +98,7 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
     ] {
         let before = clock.now();
         producer.produce_to(partition, message).await?;
-        due.insert(name.to_owned(), Due::new(before, clock.now()).await?);
+        due.insert(name.to_owned(), Due::new(before, clock.now(), &beside));
     }
     cx.count_sent(due.len());
 
@@ -109,16 +118,16 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
                 due.earliest.saturating_since(handed)
             );
             let late = handed.saturating_since(due.latest);
-            let machine = due.machine.await??;
+            let plain = due.plain.await??;
             note!(
                 cx,
-                "{payload:?} was {late:?} late, a plain timer and exchange {machine:?}"
+                "{payload:?} was {late:?} late, a plain message by a timer {plain:?}"
             );
-            worst = worst.max(late.saturating_sub(machine));
+            worst = worst.max(late.saturating_sub(plain));
             ensure!(
-                late <= precision + cx.times().wake_up + machine,
+                late <= precision + cx.times().wake_up + plain,
                 "late: {payload:?} was handed over {late:?} after it was due, stated are {precision:?} beside the \
-                 wake-up time of {:?} and the {machine:?} that this machine took for a plain timer and exchange",
+                 wake-up time of {:?} and the {plain:?} after which a plain message was stored that a timer sent then",
                 cx.times().wake_up
             );
         }

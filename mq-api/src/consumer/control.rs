@@ -10,7 +10,7 @@ impl Consumer {
     /// Stops hand-over and fetching of every partition. Membership, commits and redelivery timers go on.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) where the backend declares no `pause`.
+    /// [`Closed`](crate::ErrorKind::Closed); [`Unsupported`](crate::ErrorKind::Unsupported) where the backend declares no `pause`.
     ///
     /// ```
     /// # use mq_api::{Message, Mq};
@@ -35,7 +35,7 @@ impl Consumer {
     /// Takes back [`pause`](Self::pause), and every pause of single partitions.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) where the backend declares no `pause`.
+    /// [`Closed`](crate::ErrorKind::Closed); [`Unsupported`](crate::ErrorKind::Unsupported) where the backend declares no `pause`.
     ///
     /// ```
     /// # use mq_api::{Message, Mq};
@@ -78,7 +78,7 @@ impl Consumer {
     /// Stops hand-over and fetching of some partitions, now and after a rebalance that brings them here again.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) in shared mode, or without `pause`.
+    /// [`Closed`](crate::ErrorKind::Closed); [`Unsupported`](crate::ErrorKind::Unsupported) in shared mode, or without `pause`.
     ///
     /// ```
     /// # use mq_api::{Message, Mq};
@@ -102,7 +102,7 @@ impl Consumer {
     /// Takes back [`pause_partitions`](Self::pause_partitions).
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed); [`Unsupported`](ErrorKind::Unsupported) in shared mode, or without `pause`.
+    /// [`Closed`](crate::ErrorKind::Closed); [`Unsupported`](crate::ErrorKind::Unsupported) in shared mode, or without `pause`.
     ///
     /// ```
     /// # use mq_api::{Message, Mq};
@@ -152,9 +152,9 @@ impl Consumer {
     /// What was delivered before and is not settled is over: it comes again only if it lies ahead of the new place.
     ///
     /// # Errors
-    /// [`InvalidPartition`](ErrorKind::InvalidPartition) where it is not assigned here,
-    /// [`OffsetOutOfRange`](ErrorKind::OffsetOutOfRange) beyond the end, [`Unsupported`](ErrorKind::Unsupported) in
-    /// shared mode and where the backend declares no `seek`, or for a time no `offset_at`; [`Timeout`](ErrorKind::Timeout) after the client's request timeout.
+    /// [`InvalidPartition`](crate::ErrorKind::InvalidPartition) where it is not assigned here,
+    /// [`OffsetOutOfRange`](crate::ErrorKind::OffsetOutOfRange) beyond the end, [`Unsupported`](crate::ErrorKind::Unsupported) in
+    /// shared mode and where the backend declares no `seek`, or for a time no `offset_at`; [`Timeout`](crate::ErrorKind::Timeout) after the client's request timeout.
     ///
     /// # Cancel safety
     /// The move goes on if the future is dropped.
