@@ -281,7 +281,7 @@ impl Popper {
     fn sort_out(&self, popped: Vec<PopMessage>) -> (Vec<PopMessage>, Vec<PopReceipt>) {
         let (wanted, others): (Vec<_>, Vec<_>) = popped
             .into_iter()
-            .partition(|popped| self.filter.takes(popped.message.property("TAGS")));
+            .partition(|popped| self.filter.takes(&popped.message));
         (wanted, others.into_iter().map(|popped| popped.receipt).collect())
     }
 

@@ -339,3 +339,41 @@ fn tables_with_objects_as_keys_decode() {
         assert_eq!(table["offsetTable"].as_array().unwrap().len(), 4, "{name}");
     }
 }
+
+/// What fuzzing does without end, in a second: bytes of real frames are turned, dropped and doubled.
+#[test]
+fn captured_frames_with_broken_bytes_break_no_decoder() {
+    let bodies: Vec<Bytes> = exchanges()
+        .into_iter()
+        .flat_map(|exchange| [Some(exchange.request), exchange.response])
+        .flatten()
+        .flat_map(|command| {
+            let mut frame = BytesMut::new();
+            encode_request(&mut frame, 1, false, &Plain(command.code()), &command.body, None).unwrap();
+            [frame.freeze(), command.body]
+        })
+        .filter(|bytes| !bytes.is_empty())
+        .collect();
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..20_000 {
+        let mut broken = bodies[random.usize(..bodies.len())].to_vec();
+        for _ in 0..random.usize(1..6) {
+            let at = random.usize(..broken.len());
+            match random.u8(..3) {
+                0 => broken[at] = random.u8(..),
+                1 => broken.insert(at, random.u8(..)),
+                _ => broken.truncate(at.max(1)),
+            }
+        }
+        let bytes = Bytes::from(broken);
+        if let Ok(Some(command)) = decode_frame(&mut BytesMut::from(&bytes[..])) {
+            command.header.ext.iter().for_each(drop);
+        }
+        for message in StoredMessages::new(bytes.clone()).flatten() {
+            message.properties().for_each(drop);
+            drop(message.payload(1 << 20));
+        }
+        drop(decode_batch(bytes.clone()));
+        drop(parse_lenient(&bytes));
+    }
+}

@@ -71,17 +71,31 @@ fn check(text: &str, rule: &'static str) -> Result<(), RemotingError> {
 #[derive(Debug, Clone)]
 pub struct Properties<'a> {
     rest: &'a [u8],
+    /// The rest once more, where all of it is text: looked at as a whole, which costs less than part by part.
+    text: Option<&'a str>,
 }
 
 impl<'a> Properties<'a> {
     /// Reads a property text.
     pub fn new(text: &'a [u8]) -> Self {
-        Self { rest: text }
+        Self {
+            rest: text,
+            text: std::str::from_utf8(text).ok(),
+        }
     }
 
     /// Finds the value of a property.
     pub fn find(mut self, name: &str) -> Option<&'a str> {
         self.find_map(|(n, value)| (n == name).then_some(value))
+    }
+
+    /// Cuts off the bytes before `end` and the one at it.
+    fn cut(&mut self, end: usize) -> (&'a [u8], Option<&'a str>) {
+        let (property, rest) = self.rest.split_at(end);
+        self.rest = rest.get(1..).unwrap_or_default();
+        let text = self.text.and_then(|text| text.get(..end));
+        self.text = self.text.map(|text| text.get(end + 1..).unwrap_or_default());
+        (property, text)
     }
 }
 
@@ -91,20 +105,42 @@ impl<'a> Iterator for Properties<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         while !self.rest.is_empty() {
             let end = memchr::memchr(VALUE_END, self.rest).unwrap_or(self.rest.len());
-            let (property, rest) = self.rest.split_at(end);
-            self.rest = rest.get(1..).unwrap_or_default();
+            let (property, text) = self.cut(end);
             let Some(at) = memchr::memchr(NAME_END, property) else {
                 continue;
             };
-            let (name, value) = property.split_at(at);
-            let value = value.get(1..).unwrap_or_default();
-            if name.is_empty() || value.is_empty() {
-                continue;
-            }
-            if let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) {
+            let parts = match text {
+                Some(text) => text.get(..at).zip(text.get(at + 1..)),
+                None => {
+                    let (name, value) = property.split_at(at);
+                    let value = value.get(1..).unwrap_or_default();
+                    std::str::from_utf8(name)
+                        .ok()
+                        .zip(std::str::from_utf8(value).ok())
+                }
+            };
+            if let Some((name, value)) = parts
+                && !name.is_empty()
+                && !value.is_empty()
+            {
                 return Some((name, value));
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_that_are_no_text_are_skipped_and_leave_the_others() {
+        let read = |bytes: &'static [u8]| Properties::new(bytes).collect::<Vec<_>>();
+        let expected = [("a", "1"), ("\u{e4}", "\u{fc}")];
+        assert_eq!(read("a\u{1}1\u{2}\u{e4}\u{1}\u{fc}\u{2}".as_bytes()), expected);
+        assert_eq!(read("a\u{1}1\u{2}\u{e4}\u{1}\u{fc}".as_bytes()), expected);
+        assert_eq!(read(b"a\x011\x02b\x01\xff\x02\xc3\xa4\x01\xc3\xbc\x02"), expected);
+        assert_eq!(read(b"\x01x\x02a\x01\x02plain\x02\x02"), []);
     }
 }
