@@ -59,8 +59,8 @@ impl Harness for Rocket {
 
     fn times(&self) -> Times {
         Times::default()
-            // A broker counts a silent member for two minutes.
-            .with_freeze_takeover(Duration::from_secs(130))
+            // A broker counts a silent member for two minutes, and looks every ten seconds.
+            .with_freeze_takeover(Duration::from_secs(140))
             // What POP brings back is late by the broker's own clockwork; redeliveries of other modes are the engine's.
             .with_redelivery_slack(Duration::from_secs(6))
             .with_message_lease(Duration::from_secs(20))
