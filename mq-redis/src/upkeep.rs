@@ -235,38 +235,48 @@ async fn move_due(upkeep: &Upkeep, conn: &Conn, now: Instant) -> Result<()> {
     refused.map_or(Ok(()), Err)
 }
 
-/// Looks at every open topic.
+/// Looks at every open topic. What is refused for one of them holds up no other.
 async fn tick(upkeep: &Upkeep, conn: &Conn) -> Result<()> {
     let names: Vec<TopicName> = upkeep.lock().topics.keys().cloned().collect();
+    let mut failed = Ok(());
     for name in names {
-        let reply = conn
-            .call(&register::newest(&upkeep.shared.keys.meta(&name)))
-            .await?;
-        let Some((_, meta)) = Meta::read(reply)? else {
-            continue;
-        };
-        let producers: Vec<_> = {
-            let state = upkeep.lock();
-            state
-                .topics
-                .get(&name)
-                .map(|open| open.producers.iter().filter_map(Weak::upgrade).collect())
-                .unwrap_or_default()
-        };
-        for producer in producers {
-            if producer.topic().id() == Some(&meta.topic_id) {
-                producer.grown_to(meta.partitions);
+        if let Err(error) = look_at(upkeep, conn, name).await {
+            if conn.is_ended() {
+                return Err(error);
             }
+            failed = Err(error);
         }
-        let topic = Topic {
-            name,
-            partitions: meta.partitions,
-            meta: Some(meta),
-        };
-        find_delayed(upkeep, conn, &topic).await?;
-        trim(upkeep, conn, &topic).await?;
     }
-    Ok(())
+    failed
+}
+
+async fn look_at(upkeep: &Upkeep, conn: &Conn, name: TopicName) -> Result<()> {
+    let reply = conn
+        .call(&register::newest(&upkeep.shared.keys.meta(&name)))
+        .await?;
+    let Some((_, meta)) = Meta::read(reply)? else {
+        return Ok(());
+    };
+    let producers: Vec<_> = {
+        let state = upkeep.lock();
+        state
+            .topics
+            .get(&name)
+            .map(|open| open.producers.iter().filter_map(Weak::upgrade).collect())
+            .unwrap_or_default()
+    };
+    for producer in producers {
+        if producer.topic().id() == Some(&meta.topic_id) {
+            producer.grown_to(meta.partitions);
+        }
+    }
+    let topic = Topic {
+        name,
+        partitions: meta.partitions,
+        meta: Some(meta),
+    };
+    find_delayed(upkeep, conn, &topic).await?;
+    trim(upkeep, conn, &topic).await
 }
 
 /// Looks for delayed messages that other clients stored.
@@ -324,45 +334,39 @@ async fn trim(upkeep: &Upkeep, conn: &Conn, topic: &Topic) -> Result<()> {
     if conn.call(&lock).await? == Reply::Nil {
         return Ok(());
     }
-    for partition in 0..topic.partitions {
-        let key = topic.key(&upkeep.shared.keys, partition);
-        if let Some(most) = meta.retention_bytes {
-            trim_bytes(conn, &key, most).await?;
-        }
-        if let Some(age) = meta.retention_ms {
-            let oldest = Timestamp::from_millis(
-                upkeep
-                    .shared
-                    .clock
-                    .now()
-                    .as_millis()
-                    .saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)),
-            );
-            let first = Entry::parse_all(
-                conn.call(
-                    redis::cmd("XRANGE")
-                        .arg(&key)
-                        .arg("-")
-                        .arg("+")
-                        .arg("COUNT")
-                        .arg(1),
-                )
-                .await?,
-            )?
-            .pop();
-            match first {
-                Some(first) if stamp_of(&first)? < oldest => {}
-                _ => continue,
-            }
-            let from = upkeep
-                .shared
-                .resolve(conn, topic, partition, Position::Time(oldest))
-                .await?;
-            let mut cmd = redis::cmd("XTRIM");
-            cmd.arg(&key).arg("MINID").arg(EntryId::of(from).to_string());
-            conn.call(&cmd).await?;
+    // By age first, which needs no right but those for streams.
+    if let Some(age) = meta.retention_ms {
+        for partition in 0..topic.partitions {
+            trim_age(upkeep, conn, topic, partition, age).await?;
         }
     }
+    if let Some(most) = meta.retention_bytes {
+        for partition in 0..topic.partitions {
+            let key = topic.key(&upkeep.shared.keys, partition);
+            trim_bytes(conn, &key, most).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what is older than it may be.
+async fn trim_age(upkeep: &Upkeep, conn: &Conn, topic: &Topic, partition: u32, age: u64) -> Result<()> {
+    let key = topic.key(&upkeep.shared.keys, partition);
+    let now = upkeep.shared.clock.now().as_millis();
+    let oldest = Timestamp::from_millis(now.saturating_sub(i64::try_from(age).unwrap_or(i64::MAX)));
+    let mut range = redis::cmd("XRANGE");
+    range.arg(&key).arg("-").arg("+").arg("COUNT").arg(1);
+    match Entry::parse_all(conn.call(&range).await?)?.pop() {
+        Some(first) if stamp_of(&first)? < oldest => {}
+        _ => return Ok(()),
+    }
+    let from = upkeep
+        .shared
+        .resolve(conn, topic, partition, Position::Time(oldest))
+        .await?;
+    let mut cmd = redis::cmd("XTRIM");
+    cmd.arg(&key).arg("MINID").arg(EntryId::of(from).to_string());
+    conn.call(&cmd).await?;
     Ok(())
 }
 

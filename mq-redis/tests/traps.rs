@@ -5,12 +5,14 @@
 mod support;
 
 use std::{
-    sync::Arc,
+    collections::BTreeSet,
+    fmt::Write,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use mq_api::{
-    ErrorKind, Message, Outcome, Position,
+    ErrorKind, Message, Outcome, Position, TopicSpec,
     driver::{CommitOutcome, FetchRequest, Mq},
     url::ConnectUrl,
 };
@@ -195,6 +197,138 @@ async fn a_denied_command_is_permission_denied() {
     member.until("assigned", |m| m.assigned.len() == 1).await;
     send_numbers(&*producer, 0, 0..3).await;
     member.until("three", |m| m.received.len() == 3).await;
+}
+
+/// The rights that the driver's page asks for are enough for everything that it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rights_of_the_page_are_enough() {
+    let page = include_str!("../src/docs.md");
+    let rule = page
+        .split_once("user app ")
+        .and_then(|(_, rest)| rest.split_once("```"))
+        .map(|(rule, _)| rule.split_whitespace().collect::<Vec<_>>().join(" "))
+        .unwrap();
+    let redis = options()
+        .with_config("acllog-max-len 100")
+        .with_acl_user(format!("app {rule}"))
+        .start()
+        .unwrap();
+    let url = format!("{}?session_timeout=2s", redis.url_for("app", "secret"));
+    let mq = RedisMq::connect(&ConnectUrl::parse(&url).unwrap()).await.unwrap();
+    let sized = TopicSpec::new("orders", 2)
+        .unwrap()
+        .with_retention_bytes(50_000)
+        .with_retention_age(Duration::from_secs(60));
+    mq.create_topic(sized).await.unwrap();
+    let name = topic("orders");
+    mq.add_partitions(name.clone(), 3).await.unwrap();
+    let producer = producer(&mq, &name).await;
+    let mut member = join(&mq, subscription(&name, "g")).await;
+    member.until("all", |m| m.assigned.len() == 3).await;
+    send_numbers(&*producer, 0, 0..3).await;
+    let delayed = Message::new("3").with_delay(Duration::from_millis(50));
+    send(&*producer, 0, vec![delayed]).await[0].as_ref().unwrap();
+    member
+        .until("the delayed one too", |m| m.received.len() == 4)
+        .await;
+    assert_eq!(member.commit(0, 4).await.unwrap(), CommitOutcome::Stored);
+    member.consumer.close().await.unwrap();
+
+    let mut sharing = subscription(&name, "workers");
+    sharing.session_timeout = Some(Duration::from_secs(1));
+    let queue = mq.queue_consumer(sharing).await.unwrap();
+    let mut came = Vec::new();
+    for delay in [
+        Duration::ZERO,
+        Duration::from_secs(2),
+        Duration::ZERO,
+        Duration::ZERO,
+    ] {
+        let records = tokio::time::timeout(PATIENCE, queue.receive(1)).await.unwrap();
+        let record = records.unwrap().pop().unwrap();
+        came.push(number(&record.record.message));
+        let (receipt, _) = queue.extend(vec![record.receipt]).await.pop().unwrap().unwrap();
+        queue.nack(vec![(receipt, delay)]).await.pop().unwrap().unwrap();
+    }
+    while came.len() < 20 && came.iter().collect::<BTreeSet<_>>().len() < 4 {
+        let records = tokio::time::timeout(PATIENCE, queue.receive(1)).await.unwrap();
+        for record in records.unwrap() {
+            came.push(number(&record.record.message));
+            queue.ack(vec![record.receipt]).await.pop().unwrap().unwrap();
+        }
+    }
+    queue.close().await.unwrap();
+
+    let reader = mq.reader(name.clone()).await.unwrap();
+    reader
+        .offset_at(0, mq_api::Timestamp::from_millis(0))
+        .await
+        .unwrap();
+    assert_eq!(mq.list_topics().await.unwrap(), std::slice::from_ref(&name));
+    mq.delete_topics(vec![name]).await.pop().unwrap().unwrap();
+    mq.close().await.unwrap();
+    // What runs in the background may be refused without a word.
+    let log = redis.command(&["ACL", "LOG"]).unwrap();
+    let words: Vec<&str> = log.lines().map(str::trim).collect();
+    let refused: Vec<&str> = words
+        .windows(2)
+        .filter(|two| two[0] == "object" && two[1] != "client|setinfo")
+        .map(|two| two[1])
+        .collect();
+    assert!(refused.is_empty(), "{refused:?}: {log}");
+}
+
+/// Takes warnings down.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<String>>);
+
+impl tracing::field::Visit for Warnings {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        let mut all = self.0.lock().unwrap();
+        let _ = write!(all, "{field}={value:?} ");
+    }
+}
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn a_server_that_may_evict_keys_is_warned_of_at_connect() {
+    let redis = options().start().unwrap();
+    let warnings = Warnings::default();
+    let _guard = tracing::subscriber::set_default(warnings.clone());
+    connect(&redis).await.close().await.unwrap();
+    assert_eq!(*warnings.0.lock().unwrap(), "");
+    for policy in ["allkeys-lru", "volatile-ttl"] {
+        redis
+            .command(&["CONFIG", "SET", "maxmemory-policy", policy])
+            .unwrap();
+        connect(&redis).await.close().await.unwrap();
+        let warned = std::mem::take(&mut *warnings.0.lock().unwrap());
+        assert!(
+            warned.contains(&format!("maxmemory_policy=\"{policy}\"")),
+            "{warned}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
