@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     Decode, GroupName, Headers, Message, Moment, Offset, Result, Timestamp, TopicName,
-    engine::{Handed, Item, Settle, Settlement},
+    engine::{Handed, Item, Settle, Settlement, Source},
 };
 
 /// Lends a message to a group member until it is settled.
@@ -26,6 +26,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    #[inline]
     pub(crate) fn new(item: Item, attempt: u32, handed_over_at: Moment) -> Self {
         Self {
             item,
@@ -367,8 +368,9 @@ impl Delivery {
     /// assert_eq!(consumer.lag().await?.total(), 0);
     /// # Ok(()) }
     /// ```
-    pub fn ack(self) -> Result<()> {
-        self.settle(Settlement::Ack)
+    pub fn ack(mut self) -> Result<()> {
+        self.settled = true;
+        self.item.source.owner.ack(&self.item)
     }
 
     /// Lets the message come again after the back-off that the consumer was opened with.
@@ -468,7 +470,19 @@ impl Delivery {
         Arc::as_ptr(&self.item.source.owner)
     }
 
+    /// Returns the batch that it came in.
+    #[inline]
+    pub(crate) fn source(&self) -> &Arc<Source> {
+        &self.item.source
+    }
+
+    /// Tells whether it is settled, or was when it was handed over.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
     /// Lends the item to who settles it now.
+    #[inline]
     pub(crate) fn settling(&mut self) -> &Item {
         self.settled = true;
         &self.item

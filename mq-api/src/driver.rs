@@ -34,6 +34,7 @@ pub use self::{
     slots::Wakes,
 };
 pub(crate) use self::{
+    records::Held,
     send_batch::{BatchOwner, Landed, Run, Runs, Ticket},
     slots::{Slots, recycle},
 };
@@ -104,9 +105,9 @@ pub trait Producer: Debug + Send + Sync + 'static {
     /// then comes through [`send`](Self::send).
     ///
     /// It is for a backend within this process, which needs no I/O and no wait for that. It is called only where
-    /// [`SendWindow::stores_now`] says so, while nothing of the partition is under way, and under a lock of the portable
-    /// layer: it takes locks of its own that nobody holds for long, and wakes nobody but through `wakes`. Every other
-    /// driver returns the message.
+    /// [`SendWindow::stores_now`] says so, from any thread and from several at once, while nothing that was taken before
+    /// is under way. It takes locks that nobody holds for long, and leaves the wakes that it leads to to the caller, who
+    /// does them once its locks are free. Every other driver returns the message.
     fn store_now(
         &self,
         partition: u32,

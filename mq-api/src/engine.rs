@@ -37,7 +37,7 @@ use tokio::sync::{oneshot, watch};
 pub(crate) use self::{
     config::EngineConfig,
     core::{Core, Counters, Handed, Until},
-    item::Item,
+    item::{Item, Source},
     queue::QueueEngine,
     settle::{Settle, Settlement},
 };
@@ -116,6 +116,7 @@ impl Engine {
     }
 
     /// Works on the state, then wakes the task where that left it something to do.
+    #[inline]
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Core) -> R) -> R {
         let mut core = self.lock();
         let result = work(&mut core);
@@ -130,6 +131,34 @@ impl Engine {
             self.waiters.tick();
         }
         result
+    }
+
+    /// Takes what is here already, as the first look of [`wait`](Self::wait) does: no place among those who wait, no
+    /// future, one lock. None too where the member has ended or has an error to tell, which `wait` then does.
+    #[inline]
+    pub(crate) fn take_now(&self, take: impl FnOnce(&mut Core) -> bool) -> bool {
+        let mut core = self.lock();
+        // What is left undone here, `wait` does: it looks at all of it again.
+        if !core.is_open() {
+            return false;
+        }
+        core.drive_if_fired();
+        if !take(&mut core) {
+            return false;
+        }
+        let kick = std::mem::take(&mut core.kick);
+        let (more, unarmed) = (core.may_have_more(), core.unarmed);
+        drop(core);
+        if kick {
+            self.waiters.kick();
+        }
+        if unarmed {
+            self.waiters.tick();
+        }
+        if more {
+            self.waiters.pass_on();
+        }
+        true
     }
 
     /// Waits until `take` returns something.
@@ -304,6 +333,13 @@ impl Engine {
 impl Settle for Engine {
     fn settle(&self, item: &Item, how: Settlement) -> Result<()> {
         if self.with(|core| core.settle(item, how))? {
+            self.waiters.pass_on();
+        }
+        Ok(())
+    }
+
+    fn ack(&self, item: &Item) -> Result<()> {
+        if self.with(|core| core.ack(item))? {
             self.waiters.pass_on();
         }
         Ok(())

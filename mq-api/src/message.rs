@@ -334,6 +334,7 @@ impl Message {
     /// assert_eq!(plain.clone().with_key("user-7").weight(), plain.weight() + 6);
     /// ```
     #[must_use]
+    #[inline]
     pub fn weight(&self) -> usize {
         const FIXED: usize = 96;
         let body = self.payload.as_ref().map_or(0, Bytes::len) + self.key.as_ref().map_or(0, Bytes::len);

@@ -4,6 +4,7 @@ mod admit;
 mod check;
 mod close;
 mod core;
+mod direct;
 mod effects;
 mod land;
 mod lane;
@@ -176,7 +177,36 @@ impl Producer {
     ) -> Vec<Result<Receipt>> {
         // Held across waits, the caller's iterator would decide whether this future can be sent between threads.
         let messages: Vec<Message> = messages.into_iter().map(Into::into).collect();
-        many::produce_all(&self.core, messages.into_iter()).await
+        many::produce_all(&self.core, messages, None).await
+    }
+
+    /// Sends messages to a partition that the caller chooses and waits for all of them, as
+    /// [`produce_batch`](Self::produce_batch) does. Where the topic does not have the partition, each result is
+    /// [`ErrorKind::InvalidPartition`] and nothing is stored.
+    ///
+    /// # Cancel safety
+    /// As [`produce_batch`](Self::produce_batch).
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let mq = Mq::from_driver(MemoryMq::new());
+    /// # mq.create_topic("orders", 4).await?;
+    /// # let producer = mq.producer("orders").await?;
+    /// for result in producer.produce_batch_to(2, ["a", "b", "c"]).await {
+    ///     assert_eq!(result?.partition, 2);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn produce_batch_to(
+        &self,
+        partition: u32,
+        messages: impl IntoIterator<Item = impl Into<Message>>,
+    ) -> Vec<Result<Receipt>> {
+        let messages: Vec<Message> = messages.into_iter().map(Into::into).collect();
+        many::produce_all(&self.core, messages, Some(partition)).await
     }
 
     /// Puts a message into the buffer, waiting for room alone. When it returns, the place of the message in the order is
@@ -422,6 +452,7 @@ impl Producer {
     }
 
     /// Checks a message and finds where it goes.
+    #[inline]
     fn check(&self, message: &mut Message, partition: Option<u32>) -> Result<Target> {
         let target = match partition {
             Some(partition) => Some(self.core.explicit(partition)?),
@@ -435,6 +466,7 @@ impl Producer {
     }
 
     /// Begins a send without waiting. It is no future of its own, so that the message is moved as little as can be.
+    #[inline]
     fn begin(&self, mut message: Message, partition: Option<u32>) -> Result<Taken, Refused> {
         let target = self.check(&mut message, partition).map_err(Refused::Failed)?;
         match self.core.store_now(target, message) {

@@ -238,7 +238,7 @@ impl Events for MemoryEvents {
 
 impl MemoryEvents {
     /// Does what the mail asks for, and returns the event that it holds. It is apart from the polls that find no mail, which
-    /// made and dropped empty orders before: 300 instructions each.
+    /// would make and drop empty orders.
     #[cold]
     fn read_mail(&mut self) -> Option<Result<Event>> {
         let (orders, mailed) = self.membership.member.take_mail();
@@ -269,7 +269,6 @@ impl MemoryEvents {
             }
             match lane
                 .watching
-                .partition()
                 .read(&mut lane.cursor, self.max_messages, self.max_bytes)
             {
                 Read::Empty => {}

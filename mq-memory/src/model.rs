@@ -123,11 +123,16 @@ fn no_wake_up_is_lost_between_two_writers_and_a_reader() {
                 let mut news = Vec::new();
                 signal.take(|partition| news.push(partition));
                 let mut found = 0;
-                for (partition, cursor) in partitions.iter().zip(&mut cursors) {
-                    if news.contains(&partition.index())
-                        && let Read::Records { records, .. } = partition.read(cursor, 10, usize::MAX)
-                    {
+                for (watching, cursor) in watching.iter().zip(&mut cursors) {
+                    if !news.contains(&watching.partition().index()) {
+                        continue;
+                    }
+                    // To the end, as the watcher must.
+                    while let Read::Records { records, more } = watching.read(cursor, 10, usize::MAX) {
                         found += records.len() as u64;
+                        if !more {
+                            break;
+                        }
                     }
                 }
                 (found > 0).then_some(found)
@@ -146,7 +151,7 @@ fn a_reader_sees_every_record_in_order_across_segments() {
         const ALL: u64 = 3;
         let partition = Arc::new(Partition::new(0, KEEP_ALL));
         let signal = Arc::new(Signal::new(1));
-        let _watching = partition.watch(Arc::clone(&signal) as _);
+        let watching = partition.watch(Arc::clone(&signal) as _);
         let writer = {
             let partition = Arc::clone(&partition);
             thread::spawn(move || {
@@ -162,17 +167,23 @@ fn a_reader_sees_every_record_in_order_across_segments() {
         while next < ALL {
             block_on(wait(&signal, || {
                 signal.take(|_| {});
-                match partition.read(&mut cursor, 10, usize::MAX) {
-                    Read::Empty => None,
-                    Read::Trimmed { .. } => panic!("nothing is trimmed"),
-                    Read::Records { records, .. } => {
-                        for record in records.iter() {
-                            assert_eq!(record.offset, next);
-                            next += 1;
+                let before = next;
+                loop {
+                    match watching.read(&mut cursor, 10, usize::MAX) {
+                        Read::Empty => break,
+                        Read::Trimmed { .. } => panic!("nothing is trimmed"),
+                        Read::Records { records, more } => {
+                            for record in records.iter() {
+                                assert_eq!(record.offset, next);
+                                next += 1;
+                            }
+                            if !more {
+                                break;
+                            }
                         }
-                        Some(())
                     }
                 }
+                (next > before).then_some(())
             }));
         }
         writer.join().unwrap();
@@ -218,5 +229,61 @@ fn retention_under_a_reader_is_told_and_skips_nothing_else() {
             }
         }
         writer.join().unwrap();
+    });
+}
+
+#[test]
+fn two_readers_see_all_of_what_is_appended_in_batches() {
+    check(|| {
+        // More at once than are copied, and then fewer.
+        const EACH: [u64; 2] = [9, 2];
+        const ALL: u64 = EACH[0] + EACH[1];
+        let partition = Arc::new(Partition::new(0, KEEP_ALL));
+        let signal = Arc::new(Signal::new(1));
+        let watching = partition.watch(Arc::clone(&signal) as _);
+        let other = {
+            let partition = Arc::clone(&partition);
+            // It closes the open run under the other reader's feet.
+            thread::spawn(move || {
+                let mut cursor = Cursor::new(0);
+                let mut seen = 0;
+                for _ in 0..3 {
+                    if let Read::Records { records, .. } = partition.read(&mut cursor, 1, usize::MAX) {
+                        for record in records.iter() {
+                            assert_eq!(record.offset, seen);
+                            seen += 1;
+                        }
+                    }
+                }
+            })
+        };
+        let writer = {
+            let partition = Arc::clone(&partition);
+            thread::spawn(move || {
+                for count in EACH {
+                    let messages = vec![Message::new("a"); count as usize];
+                    partition
+                        .append(messages.into_iter(), &mut Wakes::default())
+                        .unwrap();
+                }
+            })
+        };
+        let mut cursor = Cursor::new(0);
+        let mut next = 0;
+        while next < ALL {
+            next += block_on(wait(&signal, || {
+                signal.take(|_| {});
+                let mut found = 0;
+                while let Read::Records { records, more } = watching.read(&mut cursor, 10, usize::MAX) {
+                    found += records.len() as u64;
+                    if !more {
+                        break;
+                    }
+                }
+                (found > 0).then_some(found)
+            }));
+        }
+        writer.join().unwrap();
+        other.join().unwrap();
     });
 }

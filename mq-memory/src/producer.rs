@@ -64,7 +64,8 @@ impl Producer for MemoryProducer {
         }
     }
 
-    /// What [`store`] does for a batch of one, without the batch: 250 instructions where that takes 900.
+    /// What [`store`] does for a batch of one, without the batch.
+    #[inline]
     fn store_now(
         &self,
         partition: u32,
@@ -76,10 +77,7 @@ impl Producer for MemoryProducer {
         let Some(partition) = self.topic.partition(partition).filter(|_| !refused) else {
             return Err(message);
         };
-        let mut own = Wakes::default();
-        let stored = partition.append_one(message, &mut own);
-        own.hand_over(wakes);
-        stored.map(Some)
+        partition.append_one(message, wakes).map(Some)
     }
 
     async fn close(&self) -> Result<()> {

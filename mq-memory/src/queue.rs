@@ -8,13 +8,14 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Wake, Waker},
     time::{Duration, Instant},
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
 use mq_api::{
     Clock, Moment, Offset, Result,
-    driver::{CommittedPosition, QueueReceipt, QueueRecord, Record},
+    driver::{self, CommittedPosition, QueueReceipt, QueueRecord, Record},
 };
 use tokio::sync::Notify;
 
@@ -304,7 +305,7 @@ impl Queue {
 
     fn lane(&self, partition: &Arc<Partition>, start: Offset) -> Lane {
         Lane {
-            watching: partition.watch(Arc::new(News(Arc::clone(&self.news)))),
+            watching: partition.watch(News::new(&self.news)),
             cursor: Cursor::new(start),
             open: BTreeMap::new(),
         }
@@ -572,10 +573,29 @@ impl Drop for WaitingReceiver {
 }
 
 /// Wakes one receiver a message; a receiver that leaves something behind wakes the next.
-struct News(Arc<Notify>);
+struct News(Waker);
+
+impl News {
+    fn new(receivers: &Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self(Waker::from(Arc::new(Receivers(Arc::clone(receivers))))))
+    }
+}
 
 impl Watch for News {
-    fn news(&self, _partition: u32, wakes: &mut Wakes) {
-        wakes.add_queue(Arc::clone(&self.0));
+    fn news(&self, _partition: u32, wakes: &mut driver::Wakes) {
+        wakes.add(self.0.clone());
+    }
+}
+
+/// Wakes one of those who wait to receive.
+struct Receivers(Arc<Notify>);
+
+impl Wake for Receivers {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.notify_one();
     }
 }

@@ -53,15 +53,10 @@ impl MemoryReader {
     }
 
     /// Reads what is there; none where that is nothing.
-    fn read(
-        &self,
-        partition: &Partition,
-        cursor: &mut Cursor,
-        request: &FetchRequest,
-    ) -> Result<Option<Records>> {
+    fn read(&self, mut read: impl FnMut() -> Read) -> Result<Option<Records>> {
         loop {
             self.topic.check()?;
-            return match partition.read(cursor, request.max_messages, request.max_bytes) {
+            return match read() {
                 Read::Empty => Ok(None),
                 Read::Records { records, .. } => Ok(Some(records)),
                 // Goes on at the oldest that is retained.
@@ -77,13 +72,14 @@ impl MemoryReader {
         request: &FetchRequest,
     ) -> Result<Option<Records>> {
         let signal = Arc::new(Signal::new(self.broker.config.max_partitions));
-        let _watching = partition.watch(Arc::clone(&signal) as _);
+        let watching = partition.watch(Arc::clone(&signal) as _);
         let mut registered = None;
         let found = poll_fn(|cx| {
             loop {
                 signal.begin();
                 signal.take(|_| {});
-                if let Some(found) = self.read(partition, cursor, request).transpose() {
+                let read = || watching.read(cursor, request.max_messages, request.max_bytes);
+                if let Some(found) = self.read(read).transpose() {
                     return Poll::Ready(found.map(Some));
                 }
                 if signal.wait(&mut registered, cx.waker()) {
@@ -106,7 +102,7 @@ impl Reader for MemoryReader {
         let partition = self.topic.try_partition(request.partition)?;
         partition.expire();
         let mut cursor = Cursor::new(topic::resolve(partition, request.position)?);
-        let mut found = self.read(partition, &mut cursor, &request)?;
+        let mut found = self.read(|| partition.read(&mut cursor, request.max_messages, request.max_bytes))?;
         if found.is_none() && !request.wait.is_zero() {
             found = self.wait(partition, &mut cursor, &request).await?;
         }

@@ -2,11 +2,12 @@
 
 use std::task::Waker;
 
+use mq_api::driver;
+
 use super::{
     log::Watch,
     sync::{AtomicU32, AtomicU64, Mutex, Ordering, lock},
 };
-use crate::wakes::Wakes;
 
 /// The most partitions that one signal can tell apart.
 pub(crate) const MAX_PARTITIONS: u32 = 64 * 64;
@@ -46,7 +47,7 @@ impl Signal {
     }
 
     /// Makes the task look, whatever it is about.
-    pub(crate) fn alert(&self, wakes: &mut Wakes) {
+    pub(crate) fn alert(&self, wakes: &mut driver::Wakes) {
         if self.phase.swap(NOTIFIED, Ordering::AcqRel) == WAITING
             && let Some(waker) = lock(&self.waker).as_ref()
         {
@@ -54,7 +55,7 @@ impl Signal {
         }
     }
 
-    /// Tells whether the task waits already with this waker and nothing has happened since: a few nanoseconds.
+    /// Tells whether the task waits already with this waker and nothing has happened since.
     pub(crate) fn is_idle(&self, registered: Option<&Waker>, waker: &Waker) -> bool {
         self.phase.load(Ordering::Acquire) == WAITING
             && registered.is_some_and(|known| known.will_wake(waker))
@@ -99,7 +100,7 @@ impl Signal {
 }
 
 impl Watch for Signal {
-    fn news(&self, partition: u32, wakes: &mut Wakes) {
+    fn news(&self, partition: u32, wakes: &mut driver::Wakes) {
         let Some(word) = self.words.get((partition / 64) as usize) else {
             return;
         };
@@ -111,6 +112,10 @@ impl Watch for Signal {
             self.summary.fetch_or(1 << (partition / 64), Ordering::AcqRel);
         }
         self.alert(wakes);
+    }
+
+    fn is_told_once(&self) -> bool {
+        true
     }
 }
 

@@ -1,11 +1,11 @@
 //! Taking messages, and acking them together.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{Consumer, member::Kind};
 use crate::{
     Channel, Delivery, Error, ErrorKind, Moment, Result,
-    engine::{Core, Handed, Item},
+    engine::{Handed, Item},
 };
 
 impl Consumer {
@@ -37,8 +37,17 @@ impl Consumer {
     pub async fn consume(&self) -> Result<Delivery> {
         match self.kind() {
             Kind::Log { engine, .. } => {
-                let taken = engine.wait(Core::take_stamped);
-                Ok(self.deliver(taken.await?))
+                let auto_ack = self.handle.member.auto_ack;
+                // Filled where it stands: handing it through the calls took 29 instructions more.
+                let mut delivery = None;
+                engine.take_now(|core| {
+                    delivery = core.take_one(auto_ack);
+                    delivery.is_some()
+                });
+                if let Some(delivery) = delivery {
+                    return Ok(delivery);
+                }
+                engine.wait(|core| core.take_one(auto_ack)).await
             }
             Kind::Queue(engine) => loop {
                 if let Some(taken) = engine.take(1).await?.pop() {
@@ -87,20 +96,15 @@ impl Consumer {
         match self.kind() {
             Kind::Log { engine, .. } => {
                 let auto_ack = self.handle.member.auto_ack;
-                engine
-                    .wait(|core| {
-                        // One look at the clock and one lock a batch.
-                        let (first, now) = core.take_stamped()?;
-                        let mut batch = Vec::with_capacity(max.min(core.likely_ready()));
-                        batch.push(Delivery::handed(first, now, auto_ack));
-                        while batch.len() < max
-                            && let Some(handed) = core.take(now)
-                        {
-                            batch.push(Delivery::handed(handed, now, auto_ack));
-                        }
-                        Some(batch)
-                    })
-                    .await
+                let mut batch = None;
+                engine.take_now(|core| {
+                    batch = core.take_many(max, auto_ack);
+                    batch.is_some()
+                });
+                if let Some(batch) = batch {
+                    return Ok(batch);
+                }
+                engine.wait(|core| core.take_many(max, auto_ack)).await
             }
             Kind::Queue(engine) => Ok(engine
                 .take(max)
@@ -128,11 +132,13 @@ impl Consumer {
     /// # Ok(()) }
     /// ```
     pub fn try_consume(&self) -> Result<Option<Delivery>> {
-        let taken = match self.kind() {
-            Kind::Log { engine, .. } => engine.try_take(Core::take_stamped)?,
-            Kind::Queue(engine) => engine.try_take(1)?.pop(),
-        };
-        Ok(taken.map(|taken| self.deliver(taken)))
+        match self.kind() {
+            Kind::Log { engine, .. } => {
+                let auto_ack = self.handle.member.auto_ack;
+                engine.try_take(|core| core.take_one(auto_ack))
+            }
+            Kind::Queue(engine) => Ok(engine.try_take(1)?.pop().map(|taken| self.deliver(taken))),
+        }
     }
 
     fn deliver(&self, (handed, at): (Handed, Moment)) -> Delivery {
@@ -246,16 +252,17 @@ impl Consumer {
         let Kind::Log { engine, .. } = self.kind() else {
             return ack_each(deliveries, Ok(()));
         };
+        let mut deliveries = deliveries;
         let mut ready = false;
-        let mut foreign = Vec::new();
-        let result = engine.with(|core| {
+        let mut foreign = false;
+        let mut result = engine.with(|core| {
             let mut result = Ok(());
-            for mut delivery in deliveries {
-                if !engine.owns(&delivery) {
-                    foreign.push(delivery);
+            for run in deliveries.chunk_by_mut(|a, b| Arc::ptr_eq(a.source(), b.source())) {
+                if !run.first().is_some_and(|first| engine.owns(first)) {
+                    foreign = true;
                     continue;
                 }
-                match core.ack(delivery.settling()) {
+                match core.ack_run(run) {
                     Ok(more) => ready |= more,
                     Err(error) => result = Err(error),
                 }
@@ -265,8 +272,12 @@ impl Consumer {
         if ready {
             engine.wake_one();
         }
-        // Deliveries of another consumer go to that one.
-        ack_each(foreign, result)
+        if foreign {
+            // Deliveries of another consumer go to that one.
+            deliveries.retain(|delivery| !delivery.is_settled());
+            result = ack_each(deliveries, result);
+        }
+        result
     }
 }
 

@@ -55,11 +55,31 @@ impl Segment for Record {
     }
 }
 
+/// What holds records.
+#[derive(Clone)]
+pub(crate) enum Held {
+    Segment(Arc<dyn Segment>),
+    /// One record by itself: it lives in the memory that the portable layer needs for a batch anyway, one allocation less
+    /// a message for a reader that keeps up with single sends.
+    One(Record),
+}
+
+impl Held {
+    #[inline]
+    pub(crate) fn record(&self, index: u32) -> &Record {
+        match self {
+            Self::Segment(segment) => segment.record(index),
+            Self::One(record) => record,
+        }
+    }
+}
+
 /// Lends a run of records in a segment: a reference and a range, never a copy.
 #[derive(Clone)]
 pub struct Records {
-    segment: Arc<dyn Segment>,
+    held: Held,
     range: Range<u32>,
+    weight: Option<usize>,
 }
 
 impl Records {
@@ -75,7 +95,41 @@ impl Records {
     /// ```
     #[must_use]
     pub fn new(segment: Arc<dyn Segment>, range: Range<u32>) -> Self {
-        Self { segment, range }
+        Self {
+            held: Held::Segment(segment),
+            range,
+            weight: None,
+        }
+    }
+
+    /// Says what the messages weigh together, by [`Message::weight`], where the driver knows: else the portable layer adds
+    /// it up, which is a look at each record.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Timestamp, driver::{Record, Records}};
+    /// # let record = Record::new(7, Timestamp::from_millis(0), Message::new("paid"));
+    /// let weight = record.message.weight();
+    /// let records = Records::from(vec![record]).with_weight(weight);
+    /// assert_eq!(records.weight(), weight);
+    /// ```
+    #[must_use]
+    pub fn with_weight(mut self, bytes: usize) -> Self {
+        self.weight = Some(bytes);
+        self
+    }
+
+    /// Returns what the messages weigh together, in bytes.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Timestamp, driver::{Record, Records}};
+    /// # let record = |offset| Record::new(offset, Timestamp::from_millis(0), Message::new("paid"));
+    /// let records = Records::from(vec![record(7), record(8)]);
+    /// assert_eq!(records.weight(), 2 * Message::new("paid").weight());
+    /// ```
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.weight
+            .unwrap_or_else(|| self.iter().map(|record| record.message.weight()).sum())
     }
 
     /// Counts the records.
@@ -115,7 +169,7 @@ impl Records {
     /// assert_eq!(offsets, [7, 9]);
     /// ```
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Record> {
-        self.range.clone().map(|index| self.segment.record(index))
+        self.range.clone().map(|index| self.held.record(index))
     }
 
     /// Returns the segment and the range in it.
@@ -129,7 +183,26 @@ impl Records {
     /// ```
     #[must_use]
     pub fn into_parts(self) -> (Arc<dyn Segment>, Range<u32>) {
-        (self.segment, self.range)
+        let segment = match self.held {
+            Held::Segment(segment) => segment,
+            Held::One(record) => Arc::new(record),
+        };
+        (segment, self.range)
+    }
+
+    pub(crate) fn into_held(self) -> (Held, Range<u32>) {
+        (self.held, self.range)
+    }
+}
+
+impl From<Record> for Records {
+    /// Hands one record over.
+    fn from(record: Record) -> Self {
+        Self {
+            weight: Some(record.message.weight()),
+            held: Held::One(record),
+            range: 0..1,
+        }
     }
 }
 
@@ -137,8 +210,9 @@ impl From<Vec<Record>> for Records {
     fn from(records: Vec<Record>) -> Self {
         let end = u32::try_from(records.len()).unwrap_or(u32::MAX);
         Self {
-            segment: Arc::new(records),
+            held: Held::Segment(Arc::new(records)),
             range: 0..end,
+            weight: None,
         }
     }
 }

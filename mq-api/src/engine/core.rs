@@ -195,6 +195,12 @@ impl Core {
         }
     }
 
+    /// Tells whether messages are handed over and there is no error to tell before.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closing && self.terminal.is_none() && self.report.is_none()
+    }
+
     /// Tells why nothing is handed over any more.
     pub(crate) fn check_open(&mut self) -> Result<()> {
         if self.closing {

@@ -187,7 +187,8 @@ impl Partition {
             }
             return;
         }
-        let (segment, range) = batch.records.into_parts();
+        let bytes = batch.records.weight();
+        let (segment, range) = batch.records.into_held();
         if batch.next_offset > self.next_offset {
             self.next_offset = batch.next_offset;
         }
@@ -198,10 +199,6 @@ impl Partition {
             }
             return;
         }
-        let bytes: usize = range
-            .clone()
-            .map(|index| segment.record(index).message.weight())
-            .sum();
         self.fetched_messages += range.len();
         self.fetched_bytes += bytes;
         self.charge.add(bytes);
@@ -235,6 +232,21 @@ impl Partition {
             && !self.paused
             && self.seeking.is_none()
             && (!self.returned.is_empty() || !self.fetched.is_empty())
+    }
+
+    /// Tells whether fetching was stopped and is to go on.
+    #[inline]
+    pub(crate) fn wants_more(&self, config: &EngineConfig) -> bool {
+        self.full
+            && !self.paused
+            && self.fetched_messages <= config.prefetch / 2
+            && self.fetched_bytes <= config.prefetch_bytes / 2
+    }
+
+    /// Tells whether anything is fetched.
+    #[inline]
+    pub(crate) fn has_fetched(&self) -> bool {
+        !self.fetched.is_empty()
     }
 
     /// Takes the next message that may be handed over.
@@ -273,17 +285,21 @@ impl Partition {
         }
     }
 
+    /// Tells whether the next fresh message is handed over without a look at anything else.
+    #[inline]
+    fn goes_plain(&self) -> bool {
+        self.plain
+            && !self.revoking
+            && !self.paused
+            && self.seeking.is_none()
+            && self.returned.is_empty()
+            && self.storing.is_empty()
+    }
+
     /// Takes a fresh message and counts its hand-over, in the plain case alone.
     #[inline]
     pub(crate) fn take_plain(&mut self, config: &EngineConfig) -> Option<Item> {
-        if !self.plain
-            || self.revoking
-            || self.paused
-            || self.seeking.is_some()
-            || !self.returned.is_empty()
-            || !self.storing.is_empty()
-            || self.window_full(config)
-        {
+        if !self.goes_plain() || self.window_full(config) {
             return None;
         }
         let run = self.fetched.front_mut()?;
@@ -299,6 +315,50 @@ impl Partition {
             Arc::clone(&run.source)
         };
         Some(self.taken(source, index, seq, weight))
+    }
+
+    /// Takes up to `most` fresh messages of the first batch and counts their hand-over, in the plain case alone. Returns
+    /// how many.
+    pub(crate) fn take_plain_run(
+        &mut self,
+        config: &EngineConfig,
+        most: usize,
+        mut give: impl FnMut(Item),
+    ) -> u32 {
+        if !self.goes_plain() || self.window_full(config) {
+            return 0;
+        }
+        let Some(run) = self.fetched.front_mut() else {
+            return 0;
+        };
+        let room = config.max_unacked - self.window.pending();
+        let left = (run.end - run.next) as usize;
+        // No more than are left, which fits.
+        let end = run.next + left.min(most).min(room) as u32;
+        let begin = run.next;
+        let mut bytes = self.unacked_bytes;
+        while run.next < end && (bytes < config.max_unacked_bytes || self.window.pending() == 0) {
+            let index = run.next;
+            let record = run.source.segment.record(index);
+            let weight = record.message.weight();
+            bytes += weight;
+            run.next += 1;
+            give(Item {
+                source: Arc::clone(&run.source),
+                index,
+                seq: self.window.push(record.offset, 0, 1),
+                weight: u32::try_from(weight).unwrap_or(u32::MAX),
+                stored: false,
+            });
+        }
+        let count = run.next - begin;
+        if run.next == run.end {
+            self.fetched.pop_front();
+        }
+        self.fetched_messages -= count as usize;
+        self.fetched_bytes = self.fetched_bytes.saturating_sub(bytes - self.unacked_bytes);
+        self.unacked_bytes = bytes;
+        count
     }
 
     #[inline]

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, GroupName, Moment, Result, TopicName,
-    driver::{AssignmentId, QueueConsumer, QueueReceipt, QueueRecord},
+    driver::{self, AssignmentId, QueueConsumer, QueueReceipt, QueueRecord},
     mq::MqInner,
 };
 
@@ -304,7 +304,7 @@ impl State {
             let seq = self.next;
             self.next += 1;
             let source = Source {
-                segment: Arc::new(record.record),
+                segment: driver::Held::One(record.record),
                 owner: Arc::clone(&owner),
                 assignment: AssignmentId {
                     partition: record.partition,

@@ -21,6 +21,10 @@ pub(crate) enum Settlement {
 /// Takes the settlements of deliveries. It is synchronous and cheap.
 pub(crate) trait Settle: Send + Sync {
     fn settle(&self, item: &Item, how: Settlement) -> Result<()>;
+    /// Settles as [`Settlement::Ack`] does.
+    fn ack(&self, item: &Item) -> Result<()> {
+        self.settle(item, Settlement::Ack)
+    }
     fn topic(&self) -> &TopicName;
     fn group(&self) -> &GroupName;
 }

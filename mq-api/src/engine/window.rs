@@ -27,6 +27,9 @@ pub(crate) struct AckWindow {
     stragglers: BTreeMap<u64, Slot>,
     /// What is acked between them, by its first sequence number.
     runs: BTreeMap<u64, Run>,
+    /// The run behind those, by its first sequence number: it grows with each acked slot that leaves the ring. In the map
+    /// that took two searches a message.
+    last: Option<(u64, Run)>,
     pending: usize,
 }
 
@@ -99,10 +102,29 @@ impl AckWindow {
         let seq = self.head;
         self.head += 1;
         if slot.acked {
-            self.add_run(seq, slot.offset);
+            match &mut self.last {
+                Some((_, run)) if run.end == seq => {
+                    run.end += 1;
+                    run.last = slot.offset;
+                }
+                _ => {
+                    self.keep_last();
+                    let run = Run {
+                        end: seq + 1,
+                        first: slot.offset,
+                        last: slot.offset,
+                    };
+                    self.last = Some((seq, run));
+                }
+            }
         } else {
             self.stragglers.insert(seq, slot);
         }
+    }
+
+    /// Puts the last run to the others.
+    fn keep_last(&mut self) {
+        self.runs.extend(self.last.take());
     }
 
     #[cold]
@@ -111,6 +133,7 @@ impl AckWindow {
             return false;
         };
         self.pending -= 1;
+        self.keep_last();
         self.add_run(seq, slot.offset);
         // What is acked before the first straggler is covered by the low mark.
         match self.stragglers.first_key_value() {
@@ -193,12 +216,13 @@ impl AckWindow {
 
     /// Returns what is done above the lowest that is not, as ranges that hold no offset of a message that is not done.
     pub(crate) fn acked_above(&self) -> Vec<Range<Offset>> {
-        let mut ranges: Vec<Range<Offset>> = self.runs.values().map(|run| run.first..run.last + 1).collect();
+        let last = self.last.as_ref().map(|(_, run)| run);
+        let runs = self.runs.values().chain(last);
+        let mut ranges: Vec<Range<Offset>> = runs.map(|run| run.first..run.last + 1).collect();
         // The ring goes on where a run ends at its head.
-        let mut open = self
-            .runs
-            .last_key_value()
-            .is_some_and(|(_, run)| run.end == self.head);
+        let mut open = last
+            .or_else(|| self.runs.values().next_back())
+            .is_some_and(|run| run.end == self.head);
         for slot in &self.slots {
             if !slot.acked {
                 open = false;
@@ -241,7 +265,7 @@ impl AckWindow {
 
     #[cfg(test)]
     fn room(&self) -> usize {
-        self.slots.len() + self.stragglers.len() + self.runs.len()
+        self.slots.len() + self.stragglers.len() + self.runs.len() + usize::from(self.last.is_some())
     }
 }
 

@@ -22,6 +22,7 @@ impl Core {
         Ok(())
     }
 
+    #[cold]
     fn check_capabilities(&self, message: &Message) -> Result<()> {
         if message.is_tombstone() {
             let capabilities = self.capabilities();
@@ -52,6 +53,7 @@ impl Core {
         self.client.driver.capabilities()
     }
 
+    #[inline]
     pub(super) fn partitions(&self) -> u32 {
         self.partitions.load(Ordering::Acquire)
     }
@@ -59,9 +61,13 @@ impl Core {
     /// Chooses the partition of a message by its key.
     #[inline]
     pub(super) fn target(&self, message: &Message) -> Result<Target> {
-        let Some(key) = message.key() else {
-            return Ok(Target::Any);
-        };
+        match message.key() {
+            None => Ok(Target::Any),
+            Some(key) => self.target_of(key),
+        }
+    }
+
+    fn target_of(&self, key: &[u8]) -> Result<Target> {
         let partitions = self.partitions();
         let partition = self.options.partitioner.partition(key, partitions);
         if partition >= partitions {

@@ -32,6 +32,7 @@ impl Core {
             if state.life == Life::Open {
                 state.life = Life::Closing;
             }
+            self.direct.close();
             state.turn_away(&Error::closed("producer"), &mut fx);
         }
         self.finish(&mut fx);
@@ -45,6 +46,7 @@ impl Core {
             let mut state = self.lock();
             let state = &mut *state;
             state.life = Life::Over;
+            self.direct.close();
             for lane in &mut state.lanes {
                 lane.abandon(&error, &mut fx);
             }

@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     ProducerStatus,
     admit::{Admission, Permit},
+    direct::Direct,
     effects::Effects,
     lane::{Entry, Sealed},
     options::Options,
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     Error, Message, MessageLimits, Receipt, Result, TopicName,
     close_once::CloseOnce,
-    driver::{self, BatchOwner, Run, Runs, SendBatch, SendWindow, Slots, Ticket, Wakes, invalid_partition},
+    driver::{self, BatchOwner, Run, Runs, SendBatch, SendWindow, Slots, Ticket, invalid_partition},
     mq::MqInner,
 };
 
@@ -41,6 +42,7 @@ pub(super) struct Core {
     pub(super) partitions: AtomicU32,
     pub(super) watch: watch::Receiver<u32>,
     state: Mutex<State>,
+    pub(super) direct: Direct,
     pub(super) notify: Notify,
     pub(super) close: CloseOnce,
 }
@@ -110,44 +112,10 @@ impl Core {
             partitions: AtomicU32::new(partitions),
             watch,
             state: Mutex::new(State::new(partitions)),
+            direct: Direct::new(window.stores_now),
             notify: Notify::new(),
             close: CloseOnce::new(),
         })
-    }
-
-    /// Stores a message within the call, where the driver can and nothing is before it; else returns it. All that it costs
-    /// here is the lock, once: no slots, no batch, no deadline.
-    pub(super) fn store_now(&self, target: Target, message: Message) -> Result<Receipt, Message> {
-        if !self.window.stores_now {
-            return Err(message);
-        }
-        let mut wakes = Wakes::new();
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        if state.check_open().is_err()
-            || !state.has_room(1, message.weight(), &self.options, &self.client.budget)
-        {
-            return Err(message);
-        }
-        let partition = match target {
-            Target::Partition(partition) | Target::Chosen(partition) => partition,
-            Target::Any => state.sticky(),
-        };
-        let seq = state.next_seq(1);
-        let lane = state.lanes.get_mut(partition as usize);
-        let Some(lane) = lane.filter(|lane| lane.is_idle(&self.window)) else {
-            return Err(message);
-        };
-        let offset = self.driver.store_now(partition, message, &mut wakes)?;
-        lane.stored_now(seq);
-        state.counters.sent += 1;
-        if target == Target::Any {
-            state.stick(1);
-        }
-        state.unstick(partition);
-        drop(guard);
-        wakes.wake_all();
-        Ok(Receipt::new(partition, offset))
     }
 
     /// Takes messages: straight to the driver where nothing is before them, else into their lane.
@@ -210,8 +178,10 @@ impl Core {
             let error = invalid_partition(&self.topic, partition, self.partitions());
             return Err(Refused::Failed(error));
         };
+        self.direct.close();
         if fits && lane.is_idle(&self.window) {
             let id = lane.begin_send(seq, seq + count as u64);
+            state.straight += 1;
             state.unstick(partition);
             let ticket = Ticket {
                 id,
@@ -298,6 +268,7 @@ impl Core {
         }
         let mut guard = self.lock();
         let state = &mut *guard;
+        state.straight -= 1;
         let mut quiet = !ticket.counted && !state.is_waited_for();
         if let Some(lane) = state.lanes.get_mut(partition as usize) {
             lane.end_send();
@@ -312,6 +283,7 @@ impl Core {
         } else {
             Taken::Waiting(run.slots)
         };
+        self.open_direct(state);
         drop(guard);
         if !quiet {
             self.after_landing(partition, ticket, run.len);
@@ -331,12 +303,20 @@ impl Core {
                 fx.budget = ticket.weight;
             }
             state.settle(&mut fx, &self.options, &self.client.budget);
+            self.open_direct(state);
             let lane = state.lanes.get(partition as usize);
             lane.is_some_and(|lane| lane.can_send(&self.window))
         };
         self.finish(&mut fx);
         if more {
             self.pump(partition);
+        }
+    }
+
+    /// Opens the straight way again where nothing is under way any more.
+    fn open_direct(&self, state: &State) {
+        if self.window.stores_now && state.is_quiet() {
+            self.direct.open();
         }
     }
 
@@ -352,6 +332,7 @@ impl Core {
         {
             let mut guard = self.lock();
             let state = &mut *guard;
+            state.straight -= 1;
             if let Some(lane) = state.lanes.get_mut(partition as usize) {
                 if !lane.end_send() {
                     // It has landed with a failure: perhaps it is to be sent again.
@@ -491,7 +472,7 @@ impl Core {
             buffered_messages: state.buffered_messages,
             buffered_bytes: state.buffered_bytes,
             in_flight_messages: state.in_flight,
-            sent: state.counters.sent,
+            sent: state.counters.sent + self.direct.stored(),
             failed: state.counters.failed,
             retried: state.counters.retried,
             one_way_failures: state.counters.one_way_failures,

@@ -154,14 +154,6 @@ impl Lane {
         self.failures = 0;
     }
 
-    /// Takes note that one message was handed over and stored in one step, at a place.
-    #[inline]
-    pub(super) fn stored_now(&mut self, seq: u64) {
-        self.sent_to = self.sent_to.max(seq + 1);
-        self.settled_to = self.settled_to.max(seq + 1);
-        self.failures = 0;
-    }
-
     /// Tells whether failed messages wait for a decision.
     pub(super) fn has_aside(&self) -> bool {
         !self.aside.is_empty()

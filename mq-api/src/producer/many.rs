@@ -30,15 +30,20 @@ struct Gathering {
 /// Sends messages and waits for all of them; one result each, in order.
 pub(super) async fn produce_all(
     core: &Arc<Core>,
-    messages: impl Iterator<Item = Message>,
+    mut messages: Vec<Message>,
+    partition: Option<u32>,
 ) -> Vec<Result<Receipt>> {
-    let mut places = Vec::with_capacity(messages.size_hint().0);
+    coop::consume_budget().await;
+    if let Some((target, weight)) = one_target(core, &mut messages, partition) {
+        return produce_together(core, target, messages, weight).await;
+    }
+    let mut places = Vec::with_capacity(messages.len());
     let mut parts: Vec<Result<Taken>> = Vec::new();
     let mut deadline = None;
-    let mut messages = messages.peekable();
+    let mut messages = messages.into_iter().peekable();
     while messages.peek().is_some() {
         coop::consume_budget().await;
-        for gathering in gather(core, &mut messages, &mut places, parts.len()) {
+        for gathering in gather(core, &mut messages, &mut places, parts.len(), partition) {
             parts.push(match core.submit(gathering.group, None, false) {
                 Ok(taken) => Ok(taken),
                 Err(Refused::Failed(error)) => Err(error),
@@ -66,12 +71,89 @@ pub(super) async fn produce_all(
         .collect()
 }
 
-/// Sorts the next messages by partition; what is invalid fails alone. Messages of one partition stay in their order.
+/// Returns where all of the messages go and what they weigh, where that is one place, they are valid and a batch holds
+/// them.
+fn one_target(core: &Core, messages: &mut [Message], partition: Option<u32>) -> Option<(Target, usize)> {
+    let most = core.options.buffer_messages.min(CHUNK);
+    if messages.is_empty() || messages.len() > most {
+        return None;
+    }
+    let mut weight = 0;
+    for message in messages.iter_mut() {
+        if partition.is_none() && message.key().is_some() {
+            return None;
+        }
+        // What it adds to a message, it does not add again if the message goes the other way after all.
+        core.prepare(message).ok()?;
+        weight += message.weight();
+    }
+    if weight >= core.options.buffer_bytes {
+        return None;
+    }
+    let target = match partition {
+        Some(partition) => core.explicit(partition).ok()?,
+        None if core.partitions() == 1 => Target::Chosen(0),
+        None => {
+            let (partition, count) = core.stick(messages.len());
+            if (count as usize) < messages.len() {
+                return None;
+            }
+            Target::Chosen(partition)
+        }
+    };
+    Some((target, weight))
+}
+
+/// Sends messages of one partition and waits for them. Sorting them by partition and finding each one's result took
+/// 180 instructions a message more.
+async fn produce_together(
+    core: &Arc<Core>,
+    target: Target,
+    messages: Vec<Message>,
+    weight: usize,
+) -> Vec<Result<Receipt>> {
+    let count = messages.len();
+    let group = Group {
+        target,
+        weight,
+        messages: SmallVec::from_vec(messages),
+    };
+    let taken = match core.submit(group, None, false) {
+        Ok(taken) => Ok(taken),
+        Err(Refused::Failed(error)) => Err(error),
+        Err(Refused::Full(group)) => core.submit_when_there_is_room(group, &mut None).await,
+    };
+    let failed = |error: Error| error.with_operation("produce");
+    match taken {
+        Ok(Taken::Done(result)) => vec![result.map_err(failed)],
+        Ok(Taken::Waiting(slots)) => {
+            wait(&slots).await;
+            // A batch is far smaller than its numbers reach.
+            let numbers = 0..count as u32;
+            match slots.stored() {
+                Some((partition, first)) => numbers
+                    .map(|slot| {
+                        let offset = first.map(|first| first + u64::from(slot));
+                        Ok(Receipt::new(partition, offset))
+                    })
+                    .collect(),
+                None => numbers.map(|slot| slots.result(slot).map_err(failed)).collect(),
+            }
+        }
+        Err(error) => {
+            let error = failed(error);
+            (0..count).map(|_| Err(error.clone())).collect()
+        }
+    }
+}
+
+/// Sorts the next messages by partition, or puts them where the caller wants them; what is invalid fails alone. Messages of one partition stay in their order.
 fn gather(
     core: &Core,
     messages: &mut impl Iterator<Item = Message>,
     places: &mut Vec<Place>,
     first_part: usize,
+    partition: Option<u32>,
 ) -> SmallVec<[Gathering; 4]> {
     let mut gathered: SmallVec<[Gathering; 4]> = SmallVec::new();
     let (most, most_bytes) = (core.options.buffer_messages.min(CHUNK), core.options.buffer_bytes);
@@ -84,7 +166,10 @@ fn gather(
         && let Some(mut message) = messages.next()
     {
         count += 1;
-        let target = core.prepare(&mut message).and_then(|()| core.target(&message));
+        let target = core.prepare(&mut message).and_then(|()| match partition {
+            Some(partition) => core.explicit(partition),
+            None => core.target(&message),
+        });
         let target = match target {
             Err(error) => {
                 places.push(Place::Failed(error));

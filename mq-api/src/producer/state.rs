@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) buffered_messages: usize,
     pub(super) buffered_bytes: usize,
     pub(super) in_flight: usize,
+    /// Batches that callers hand to the driver right now, without a stay in a lane.
+    pub(super) straight: usize,
     pub(super) counters: Counters,
     /// Who waits for room, first come first served.
     waiters: VecDeque<Arc<Waiter>>,
@@ -132,11 +134,6 @@ impl State {
             self.unstick(partition);
         }
         (partition, count)
-    }
-
-    /// Returns the partition that the next message without a key goes to.
-    pub(super) fn sticky(&self) -> u32 {
-        self.sticky.partition
     }
 
     /// Moves on to the next partition that is not failing, once a batch of the present one is sealed.
@@ -263,6 +260,14 @@ impl State {
             self.wakes_at = Some(at);
             fx.notify = true;
         }
+    }
+
+    /// Tells whether nothing waits, is under way or is to be sent again.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.life == Life::Open
+            && self.straight == 0
+            && self.buffered_messages == 0
+            && self.waiters.is_empty()
     }
 
     /// Tells whether somebody waits for room, for a flush or for the close.

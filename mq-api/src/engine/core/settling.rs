@@ -1,40 +1,92 @@
 //! Taking settlements in.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
-use super::super::{item::Item, settle::Settlement};
+use super::super::{
+    item::{Item, Source},
+    partition::Partition,
+    settle::Settlement,
+};
 use super::{Core, DeadItem};
-use crate::{Error, ErrorKind, Result};
+use crate::{Delivery, Error, ErrorKind, Result};
 
 impl Core {
     /// Acks a message; returns whether a waiting call may find something now.
     #[inline]
     pub(crate) fn ack(&mut self, item: &Item) -> Result<bool> {
-        let id = item.source.assignment;
-        let partition = self
-            .partitions
-            .get_mut(id.partition as usize)
-            .and_then(Option::as_mut)
-            .filter(|partition| partition.id == id && partition.generation == item.source.generation);
-        let Some(partition) = partition.filter(|_| !self.closing) else {
+        let Some(partition) = self.standing(&item.source) else {
             return self.refuse(item);
         };
-        // A clock is read only where somebody else may have the partition without a word from the driver yet.
-        if let Some(lease) = &partition.lease
-            && !lease.stands_at(self.config.clock.now())
-            && partition.window.is_pending(item.seq)
-        {
-            self.lose(id, "its lease has run out");
-            return self.refuse(item);
-        }
         // One look at the window tells whether the delivery still stands, and settles it.
         if !partition.done(item) {
             return self.refuse(item);
         }
+        if !partition.in_ready {
+            self.make_ready(item.source.assignment.partition);
+        }
         self.counters.acked += 1;
-        self.make_ready(id.partition);
-        self.note_ack();
+        self.note_acks(1);
         Ok(self.has_ready())
+    }
+
+    /// Acks deliveries that share one fetched batch; returns whether a waiting call may find something now. What they share
+    /// is looked up once.
+    pub(crate) fn ack_run(&mut self, deliveries: &mut [Delivery]) -> Result<bool> {
+        let Some(source) = deliveries.first().map(|first| Arc::clone(first.source())) else {
+            return Ok(false);
+        };
+        let mut refused = Vec::new();
+        let count = deliveries.len();
+        match self.standing(&source) {
+            Some(partition) => {
+                for (at, delivery) in deliveries.iter_mut().enumerate() {
+                    if !partition.done(delivery.settling()) {
+                        refused.push(at);
+                    }
+                }
+            }
+            None => refused.extend(0..count),
+        }
+        let mut result = Ok(false);
+        if refused.len() < count {
+            result = Ok(self.acked(source.assignment.partition, count - refused.len()));
+        }
+        for at in refused {
+            if let Some(delivery) = deliveries.get_mut(at)
+                && let Err(error) = self.refuse(delivery.settling())
+            {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    /// Returns the partition of a batch where its tenure stands.
+    #[inline]
+    fn standing(&mut self, source: &Source) -> Option<&mut Partition> {
+        let id = source.assignment;
+        let partition = self.partitions.get(id.partition as usize)?.as_ref()?;
+        if partition.id != id || partition.generation != source.generation || self.closing {
+            return None;
+        }
+        // A clock is read only where somebody else may have the partition without a word from the driver yet.
+        if let Some(lease) = &partition.lease
+            && !lease.stands_at(self.config.clock.now())
+        {
+            self.lose(id, "its lease has run out");
+            return None;
+        }
+        self.partitions.get_mut(id.partition as usize)?.as_mut()
+    }
+
+    #[inline]
+    fn acked(&mut self, partition: u32, count: usize) -> bool {
+        self.counters.acked += count as u64;
+        self.make_ready(partition);
+        self.note_acks(count);
+        self.has_ready()
     }
 
     /// Says why a delivery cannot be settled.
@@ -148,10 +200,15 @@ impl Core {
         }
     }
 
+    fn note_ack(&mut self) {
+        self.note_acks(1);
+    }
+
     #[inline]
-    pub(super) fn note_ack(&mut self) {
-        self.unstored += 1;
-        if self.unstored == self.config.commit_every {
+    fn note_acks(&mut self, count: usize) {
+        let before = self.unstored;
+        self.unstored += count;
+        if before < self.config.commit_every && self.unstored >= self.config.commit_every {
             self.commit_now();
         } else {
             self.plan_commit();

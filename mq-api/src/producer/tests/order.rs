@@ -38,6 +38,37 @@ async fn later_messages_wait_behind_a_retry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_driver_that_stores_at_once_gets_nothing_past_a_message_that_is_to_be_sent_again() {
+    let script = Script::with_window(
+        1,
+        crate::driver::SendWindow::new(1, 1000, 1 << 20).with_store_now(),
+    );
+    script.next([LOST]);
+    let producer = script.open(|p| p).await;
+    let first = producer.enqueue_to(0, "a").await.unwrap();
+    let second = producer.enqueue_to(0, "b").await.unwrap();
+    assert_eq!(
+        script.stored_in(0),
+        [""; 0],
+        "the second one waits behind the first"
+    );
+    first.await.unwrap();
+    second.await.unwrap();
+    for text in ["c", "d"] {
+        producer.produce_to(0, text).await.unwrap();
+    }
+    assert_eq!(script.stored_in(0), ["a", "b", "c", "d"]);
+    let batches = script.sent();
+    assert!(
+        !batches.iter().any(|(_, texts)| texts.contains(&"d".to_owned())),
+        "with nothing under way it needs no batch: {batches:?}"
+    );
+    assert_eq!(producer.status().sent, 4);
+    producer.close().await.unwrap();
+    assert_eq!(producer.produce("e").await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_message_is_not_stored_behind_a_later_one() {
     let script = Script::new(1, 2);
     script.next([Do::Hold, Do::Hold]);
