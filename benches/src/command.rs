@@ -46,8 +46,10 @@ impl Options {
         if self.quick { full / 10 } else { full }
     }
 
-    fn wants(&self, work: &Work) -> bool {
-        self.only.is_empty() || self.only.iter().any(|word| work.name().contains(word.as_str()))
+    /// Tells whether work of this name is asked for.
+    #[must_use]
+    pub fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|word| name.contains(word.as_str()))
     }
 }
 
@@ -63,7 +65,7 @@ pub fn run(
     let options = Options::parse(std::env::args().skip(1));
     let done = prepare(&options).and_then(|(about, works)| {
         let mut lines: Vec<Line> = Vec::new();
-        for work in works.iter().filter(|work| options.wants(work)) {
+        for work in works.iter().filter(|work| options.wants(work.name())) {
             eprintln!("{}", work.name());
             lines.extend(work.run(options.rounds()));
         }
@@ -117,8 +119,7 @@ mod tests {
 
     #[test]
     fn work_is_chosen_by_its_name() {
-        let work = |name: &str| Work::new(name, crate::side::RATE, || Err("never run".into()));
         let options = Options::parse(["ack".to_owned()]);
-        assert!(options.wants(&work("consume and ack")) && !options.wants(&work("produce")));
+        assert!(options.wants("consume and ack") && !options.wants("produce"));
     }
 }

@@ -181,23 +181,14 @@ async fn send(producer: &Producer, number: u64, work: &Work) -> mq_api::Result<(
     let mut index = 0;
     while index < work.each() {
         let end = (index + work.batch as u64).min(work.each());
-        if many {
-            let mut pending = Vec::with_capacity(work.batch);
-            for index in index..end {
-                pending.push(
-                    producer
-                        .enqueue_to(partition, Message::new(work.payloads.of(index)))
-                        .await?,
-                );
-            }
-            for receipt in pending {
-                receipt.await?;
-            }
+        let messages = (index..end).map(|index| Message::new(work.payloads.of(index)));
+        let results = if many {
+            producer.produce_batch_to(partition, messages).await
         } else {
-            let messages = (index..end).map(|index| Message::new(work.payloads.of(index)));
-            for result in producer.produce_batch(messages).await {
-                result?;
-            }
+            producer.produce_batch(messages).await
+        };
+        for result in results {
+            result?;
         }
         index = end;
     }

@@ -2,9 +2,12 @@
 
 pub mod command;
 pub mod core;
+pub mod flat;
 pub mod meter;
 pub mod ours;
 pub mod payload;
+#[cfg(feature = "peers")]
+pub mod peers;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod results;

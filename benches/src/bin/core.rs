@@ -4,7 +4,9 @@
 use std::rc::Rc;
 
 use benches::{
+    command::Options,
     core::{Work, broadcast, current_thread, mpsc, ours, two_workers},
+    flat,
     rounds::{Contender, Goal, Row, compare},
     table,
 };
@@ -20,10 +22,123 @@ fn contender(name: &str, runtime: &Rc<Runtime>, work: &Work, round: Round) -> Co
     Contender::new(name, move || round(&runtime, &work))
 }
 
+/// A row of nanoseconds: ours in one state against ours in another, or against another's.
+fn times(
+    name: &str,
+    against: &str,
+    rounds: usize,
+    ours: impl Fn() -> Result<f64, String> + 'static,
+    other: impl Fn() -> Result<f64, String> + 'static,
+    goal: Goal,
+) -> Row {
+    compare(
+        name,
+        rounds,
+        &Contender::new("mq", ours),
+        &Contender::new(against, other),
+        goal,
+    )
+}
+
+/// What a message costs while something else grows.
+fn flatness(options: &Options, one: &Rc<Runtime>, two: &Rc<Runtime>) -> Vec<Row> {
+    type Grown = fn(&Runtime, u64, u64) -> Result<f64, String>;
+    let count = options.messages(640_000);
+    let rounds = options.rounds();
+    let backlog = options.messages(10_000_000);
+    // What grows, its values from the base on, and what is asked of each against the base.
+    let plans: [(&str, Grown, &[u64], Goal); 5] = [
+        ("messages behind", flat::behind, &[0, backlog], Goal::AtMost(1.2)),
+        (
+            "messages un-acked",
+            flat::unacked,
+            &[0, 10_000, 100_000],
+            Goal::AtMost(1.2),
+        ),
+        (
+            "partitions",
+            |runtime, n, count| flat::partitions(runtime, u32::try_from(n).unwrap_or(1), count),
+            &[1, 16, 256],
+            Goal::Shown,
+        ),
+        (
+            "topics open",
+            |runtime, n, count| flat::topics(runtime, u32::try_from(n).unwrap_or(1), count),
+            &[1, 100],
+            Goal::Shown,
+        ),
+        ("groups, a delivery", flat::groups, &[1, 10], Goal::Shown),
+    ];
+    let mut rows = Vec::new();
+    for (what, grown, values, goal) in plans {
+        let Some((&base, more)) = values.split_first() else {
+            continue;
+        };
+        for &value in more {
+            let name = format!("{value} {what}, ns");
+            if !options.wants(&name) {
+                continue;
+            }
+            let (ours, other) = (Rc::clone(one), Rc::clone(one));
+            // A full backlog takes a gigabyte and seconds to fill.
+            let rounds = if value >= 1_000_000 { rounds.min(3) } else { rounds };
+            rows.push(times(
+                &name,
+                &format!("{base}"),
+                rounds,
+                move || grown(&ours, value, count),
+                move || grown(&other, base, count),
+                goal,
+            ));
+        }
+    }
+    let name = "there and back, p50, ns";
+    if options.wants(name) {
+        for (runtime, on) in [(one, "current thread"), (two, "2 workers")] {
+            let count = options.messages(100_000);
+            let (ours, other) = (Rc::clone(runtime), Rc::clone(runtime));
+            rows.push(times(
+                &format!("{name}, {on}"),
+                "two mpsc",
+                rounds,
+                move || flat::ping_pong(&ours, count),
+                move || flat::ping_pong_mpsc(&other, count),
+                Goal::AtMost(1.5),
+            ));
+        }
+    }
+    rows
+}
+
+/// The in-memory queues of other libraries.
+#[cfg(feature = "peers")]
+fn against_peers(options: &Options, one: &Rc<Runtime>, two: &Rc<Runtime>) -> Vec<Row> {
+    let work = Work::one_to_one(options.messages(1_000_000));
+    [(two, "2 workers"), (one, "current thread")]
+        .into_iter()
+        .map(|(runtime, on)| (runtime, format!("1 to 1, one by one, {on}, peer")))
+        .filter(|(_, name)| options.wants(name))
+        .map(|(runtime, name)| {
+            compare(
+                &name,
+                options.rounds(),
+                &contender("mq", runtime, &work, ours),
+                &contender("omniqueue", runtime, &work, benches::peers::omniqueue),
+                Goal::AtLeast(1.4),
+            )
+        })
+        .collect()
+}
+
+#[cfg(not(feature = "peers"))]
+fn against_peers(_: &Options, _: &Rc<Runtime>, _: &Rc<Runtime>) -> Vec<Row> {
+    Vec::new()
+}
+
 fn main() {
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let messages: u64 = if quick { 200_000 } else { 1_000_000 };
-    let rounds = if quick { 3 } else { 7 };
+    let options = Options::parse(std::env::args().skip(1));
+    let messages: u64 = if options.quick { 200_000 } else { 1_000_000 };
+    let rounds = options.rounds();
     let two = Rc::new(two_workers());
     let one = Rc::new(current_thread());
     let single = Work::one_to_one(messages);
@@ -111,6 +226,9 @@ fn main() {
     ];
     let mut rows: Vec<Row> = Vec::new();
     for (name, runtime, work, against, round, goal) in plans {
+        if !options.wants(name) {
+            continue;
+        }
         let row = compare(
             name,
             rounds,
@@ -118,9 +236,10 @@ fn main() {
             &contender(against, runtime, &work, round),
             goal,
         );
-        eprintln!("{name}: {:.2}x {against}", row.median());
         rows.push(row);
     }
+    rows.extend(against_peers(&options, &one, &two));
+    rows.extend(flatness(&options, &one, &two));
     println!("{}", table::markdown(&rows));
     if rows.iter().any(|row| row.failed.is_some()) {
         std::process::exit(1);
