@@ -6,6 +6,8 @@ use mq_api::{ClientOptions, Error, ErrorKind, Mq, Result, url::ConnectUrl};
 
 /// Schemes, each with the cargo feature that compiles its driver in. A scheme that is not here has no driver.
 const SCHEMES: &[(&str, &str)] = &[
+    ("amqp", "amqp"),
+    ("amqps", "amqp"),
     ("memory", "memory"),
     ("redis", "redis"),
     ("rediss", "redis"),
@@ -163,6 +165,12 @@ async fn dispatch(url: &ConnectUrl, client: ClientOptions) -> Result<Mq> {
             let driver = mq_memory::MemoryMq::from_url(url)?;
             Ok(Mq::from_driver_with(driver, client))
         }
+        #[cfg(feature = "amqp")]
+        "amqp" | "amqps" => {
+            let client = url.apply_to(client)?;
+            let driver = mq_amqp::AmqpMq::connect(url).await?;
+            Ok(Mq::from_driver_with(driver, client))
+        }
         #[cfg(feature = "redis")]
         "redis" | "rediss" => {
             let client = url.apply_to(client)?;
@@ -235,6 +243,7 @@ mod tests {
     #[tokio::test]
     async fn a_scheme_that_is_not_compiled_in_names_the_feature_to_turn_on() {
         let compiled = |feature| match feature {
+            "amqp" => cfg!(feature = "amqp"),
             "memory" => cfg!(feature = "memory"),
             "redis" => cfg!(feature = "redis"),
             "rocketmq" => cfg!(feature = "rocketmq"),

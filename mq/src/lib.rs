@@ -36,6 +36,7 @@
 //! | scheme | feature | driver |
 //! |---|---|---|
 //! | `memory://`, `memory://name` | `memory` (default) | a broker in this process, private or shared by its name |
+//! | `amqp://user:password@host:port/vhost`, `amqps://` | `amqp` | RabbitMQ |
 //! | `redis://host:port/database`, `rediss://` | `redis` | Redis Streams |
 //! | `rocketmq://host:port,host2:port`, `rocketmq+tls://` | `rocketmq` | Apache RocketMQ; the hosts are nameservers |
 //!
@@ -44,6 +45,8 @@
 
 mod connect;
 
+#[cfg(feature = "amqp")]
+pub use mq_amqp as amqp;
 pub use mq_api::*;
 #[cfg(feature = "memory")]
 pub use mq_memory as memory;

@@ -1,0 +1,234 @@
+//! What brings the messages of one assignment: a stream consumer of its own, ahead of the engine by a bounded run.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::{Consumer, message::Delivery, options::BasicAckOptions};
+use mq_api::{
+    Error, Offset, Result,
+    driver::{AssignmentId, Prefetch},
+};
+use tokio::sync::Notify;
+
+use crate::{
+    format,
+    link::{Backoff, Chan, Conn, From},
+    outbox::Outbox,
+    stream,
+};
+
+/// The most messages that the server sends ahead of their acks.
+const MOST_AHEAD: usize = 512;
+const LEAST_AHEAD: usize = 4;
+/// The most messages of one batch.
+const MOST_AT_ONCE: usize = 256;
+/// How large a message is taken to be before one was seen.
+const FIRST_GUESS: usize = 16 * 1024;
+
+/// Steers the fetching of one assignment.
+#[derive(Debug, Default)]
+pub(crate) struct Flow {
+    wanted: Mutex<Wanted>,
+    changed: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Wanted {
+    paused: bool,
+    seek: Option<(Offset, u64)>,
+}
+
+impl Flow {
+    /// Says that something has changed: there is room again.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn pause(&self, paused: bool) {
+        self.change(|wanted| wanted.paused = paused);
+    }
+
+    /// Goes on elsewhere; what is read from there on carries the generation.
+    pub(crate) fn seek(&self, to: Offset, generation: u64) {
+        self.change(|wanted| wanted.seek = Some((to, generation)));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    fn take_seek(&self) -> (bool, Option<(Offset, u64)>) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        (wanted.paused, wanted.seek.take())
+    }
+}
+
+/// Fetches for one assignment.
+pub(crate) struct Fetching {
+    pub(crate) conn: Conn,
+    pub(crate) queue: String,
+    pub(crate) id: AssignmentId,
+    pub(crate) next: Offset,
+    pub(crate) prefetch: Prefetch,
+    pub(crate) flow: Arc<Flow>,
+    pub(crate) outbox: Arc<Outbox>,
+}
+
+struct Source {
+    // Before the channel, which closes when both are gone.
+    consumer: Consumer,
+    chan: Chan,
+    ahead: usize,
+    unacked: usize,
+}
+
+impl Fetching {
+    /// Runs until it is dropped, or what is stored cannot be read.
+    pub(crate) async fn run(mut self) {
+        let mut generation = 0;
+        let mut guess = FIRST_GUESS;
+        let mut source: Option<Source> = None;
+        let mut backoff = Backoff::new();
+        loop {
+            let (paused, seek) = self.flow.take_seek();
+            if let Some((to, new)) = seek {
+                (self.next, generation) = (to, new);
+                source = None;
+            }
+            if paused || !self.outbox.has_room(self.id) {
+                self.flow.changed.notified().await;
+                continue;
+            }
+            let reading = match &mut source {
+                Some(reading) => reading,
+                None => match self.open(guess).await {
+                    Ok(opened) => source.insert(opened),
+                    Err(error) => {
+                        self.wait(&mut backoff, &error).await;
+                        continue;
+                    }
+                },
+            };
+            let came = tokio::select! {
+                biased;
+                () = self.flow.changed.notified() => continue,
+                next = reading.consumer.next() => next,
+            };
+            let taken = match came {
+                Some(Ok(first)) => {
+                    backoff.reset();
+                    self.take(reading, first, generation, &mut guess).await
+                }
+                Some(Err(error)) => Err(reading.chan.map(&error)),
+                None => Err(stream::cancelled()),
+            };
+            match taken {
+                Ok(true) if reading.is_too_far_ahead(guess, self.prefetch.bytes) => source = None,
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    source = None;
+                    self.wait(&mut backoff, &error).await;
+                }
+            }
+        }
+    }
+
+    /// The session tells of the outage and ends this; until then it may come back.
+    async fn wait(&self, backoff: &mut Backoff, error: &Error) {
+        tracing::debug!(%error, partition = self.id.partition, "fetching was interrupted");
+        tokio::time::sleep(backoff.pause().max(Duration::from_millis(20))).await;
+    }
+
+    async fn open(&self, guess: usize) -> Result<Source> {
+        let most = self.prefetch.messages.clamp(LEAST_AHEAD, MOST_AHEAD);
+        let ahead = (self.prefetch.bytes / guess.max(1)).clamp(LEAST_AHEAD, most);
+        let chan = self.conn.channel().await?;
+        chan.prefetch(u16::try_from(ahead).unwrap_or(u16::MAX)).await?;
+        let consumer = chan
+            .consume_stream(&self.queue, "fetch", From::At(self.next))
+            .await?;
+        Ok(Source {
+            consumer,
+            chan,
+            ahead,
+            unacked: 0,
+        })
+    }
+
+    /// Hands on what has come; false where nothing more can be read.
+    async fn take(
+        &mut self,
+        source: &mut Source,
+        first: Delivery,
+        generation: u64,
+        guess: &mut usize,
+    ) -> Result<bool> {
+        let mut records = Vec::new();
+        let (mut began, mut bytes, mut count) = (None, 0, 0);
+        let mut broken = None;
+        let mut delivery = Some(first);
+        let mut last = None;
+        while let Some(mut one) = delivery.take() {
+            let offset = format::offset_of(&one)?;
+            let body = std::mem::take(&mut one.data);
+            count += 1;
+            source.unacked += 1;
+            if offset >= self.next {
+                began.get_or_insert(offset);
+                bytes += body.len() + 256;
+                self.next = offset + 1;
+                match format::decode(offset, &one.properties, body) {
+                    Ok(record) => records.extend(record),
+                    Err(error) => {
+                        self.next = offset;
+                        broken = Some(error);
+                        break;
+                    }
+                }
+            }
+            last = Some(one.acker);
+            if count >= MOST_AT_ONCE || bytes >= self.prefetch.bytes {
+                break;
+            }
+            match source.consumer.next().now_or_never() {
+                Some(Some(Ok(next))) => delivery = Some(next),
+                Some(Some(Err(error))) => broken = Some(source.chan.map(&error)),
+                Some(None) => broken = Some(stream::cancelled()),
+                None => {}
+            }
+        }
+        if let Some(began) = began {
+            self.outbox
+                .records(self.id, generation, began, records, self.next);
+            *guess = (bytes / count.max(1)).max(*guess / 2);
+        }
+        match broken {
+            Some(error) if error.kind() == mq_api::ErrorKind::Protocol => {
+                self.outbox.fail(error);
+                return Ok(false);
+            }
+            Some(error) => return Err(error),
+            None => {}
+        }
+        if source.unacked * 4 >= source.ahead
+            && let Some(last) = last
+        {
+            source.unacked = 0;
+            let all = BasicAckOptions { multiple: true };
+            last.ack(all).await.map_err(|e| source.chan.map(&e))?;
+        }
+        Ok(true)
+    }
+}
+
+impl Source {
+    /// Messages have become so large that what is sent ahead breaks the bound.
+    fn is_too_far_ahead(&self, guess: usize, bytes: usize) -> bool {
+        self.ahead > LEAST_AHEAD && self.ahead.saturating_mul(guess) > bytes.saturating_mul(4)
+    }
+}

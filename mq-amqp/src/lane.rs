@@ -1,0 +1,446 @@
+//! Sends the batches of one partition, in order, on a channel of its own.
+//!
+//! Only this task sends on the channel: the client library pairs confirms with messages by the order in which they were
+//! handed to it. It hands out a returned message with whichever confirm comes next, so returned messages are told by
+//! their stamps, and a message counts as stored when its confirm is there and no return of it has come before.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use lapin::{BasicProperties, Confirmation, types::ShortString};
+use mq_api::{
+    Error, ErrorKind, Message, Outcome, Result, Timestamp,
+    driver::{SendBatch, topic_not_found},
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    delay, error, format,
+    link::{Backoff, Chan, MANDATORY, Published, published, short},
+    topic::Shared,
+    watch::Open,
+};
+
+/// How soon to look again whether the server takes messages again.
+const BLOCKED_PAUSE: Duration = Duration::from_millis(20);
+
+/// Sends to one partition until the other end of the queue is dropped and everything is settled.
+pub(crate) struct Lane {
+    shared: Arc<Shared>,
+    open: Arc<Open>,
+    queue: String,
+    partition: u32,
+    /// Whether delayed messages have a way to the partition.
+    delays: bool,
+    batches: mpsc::UnboundedReceiver<SendBatch>,
+    last_stamp: i64,
+    backoff: Backoff,
+}
+
+/// A channel, and the returned messages whose confirms have not come.
+struct Wire {
+    chan: Arc<Chan>,
+    returned: HashSet<i64>,
+    flights: VecDeque<Flight>,
+    /// Numbers the first flight.
+    first: u64,
+}
+
+/// A batch that was handed to the client library.
+struct Flight {
+    batch: SendBatch,
+    begun: Instant,
+    /// How many of its messages wait for a confirm.
+    open: usize,
+    failed: Vec<(usize, Error)>,
+}
+
+impl Flight {
+    /// Settles the batch: one by one only where something failed.
+    fn land(self) {
+        if self.failed.is_empty() {
+            self.batch.complete_all(None);
+            return;
+        }
+        let failed: HashSet<usize> = self.failed.iter().map(|(index, _)| *index).collect();
+        for index in (0..self.batch.len()).filter(|index| !failed.contains(index)) {
+            self.batch.complete_one(index, None);
+        }
+        for (index, error) in &self.failed {
+            self.batch.fail(*index..*index + 1, error);
+        }
+    }
+}
+
+/// One message with its confirm.
+struct Sent {
+    flight: u64,
+    index: usize,
+    stamp: i64,
+    result: lapin::Result<Confirmation>,
+}
+
+struct Outgoing {
+    chan: Arc<Chan>,
+    exchange: ShortString,
+    key: ShortString,
+    body: Bytes,
+    properties: BasicProperties,
+    flight: u64,
+    index: usize,
+    stamp: i64,
+}
+
+/// Is polled for the first time in the order of the messages, which hands them to the library in that order.
+async fn send(message: Outgoing) -> Sent {
+    let result = async {
+        message
+            .chan
+            .native()
+            .basic_publish(
+                message.exchange,
+                message.key,
+                MANDATORY,
+                &message.body,
+                message.properties,
+            )
+            .await?
+            .await
+    }
+    .await;
+    Sent {
+        flight: message.flight,
+        index: message.index,
+        stamp: message.stamp,
+        result,
+    }
+}
+
+impl Lane {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        open: &Arc<Open>,
+        partition: u32,
+        batches: mpsc::UnboundedReceiver<SendBatch>,
+    ) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            open: Arc::clone(open),
+            queue: shared
+                .names
+                .partition(&open.topic.name, &open.topic.id, partition),
+            partition,
+            delays: false,
+            batches,
+            last_stamp: 0,
+            backoff: Backoff::new(),
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        while let Some(batch) = self.batches.recv().await {
+            let deadline = batch.deadline();
+            match self.wire(deadline).await {
+                Ok(wire) => self.drive(wire, batch).await,
+                Err(error) => batch.fail_all(&error.with_outcome(Outcome::NotSent)),
+            }
+        }
+    }
+
+    /// Opens a channel that the server takes messages on, for as long as the batch may wait.
+    async fn wire(&mut self, deadline: Instant) -> Result<Wire> {
+        loop {
+            self.open.check()?;
+            let opened = async {
+                let conn = self.shared.publish.conn().await?;
+                while conn.is_blocked() && conn.is_alive() {
+                    if Instant::now() >= deadline {
+                        return Err(blocked());
+                    }
+                    tokio::time::sleep(BLOCKED_PAUSE).await;
+                }
+                conn.confirm_channel().await
+            };
+            match opened.await {
+                Ok(chan) => {
+                    return Ok(Wire {
+                        chan: Arc::new(chan),
+                        returned: HashSet::new(),
+                        flights: VecDeque::new(),
+                        first: 0,
+                    });
+                }
+                Err(error) if !error::is_passing(&error) => return Err(error),
+                Err(error) => {
+                    let pause = self.backoff.pause();
+                    if Instant::now() + pause >= deadline {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, "a producer waits for the server");
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// Sends on a channel until it breaks, or until there is nothing to send and nobody who would.
+    async fn drive(&mut self, mut wire: Wire, first: SendBatch) {
+        let mut confirms = FuturesUnordered::new();
+        for message in self.pack(&mut wire, first).await {
+            confirms.push(send(message));
+        }
+        let limit = self.shared.config.request_timeout;
+        let mut look = tokio::time::interval((limit / 8).max(Duration::from_millis(10)));
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut broken = false;
+        let mut more = true;
+        loop {
+            if confirms.is_empty() && (broken || !more) {
+                return;
+            }
+            let conn = wire.chan.conn();
+            let takes = more && !broken && !conn.is_blocked();
+            tokio::select! {
+                biased;
+                Some(sent) = confirms.next(), if !confirms.is_empty() => {
+                    let mut ready = vec![sent];
+                    while let Some(Some(sent)) = confirms.next().now_or_never() {
+                        ready.push(sent);
+                    }
+                    broken |= self.settle(&mut wire, ready).await;
+                }
+                batch = self.batches.recv(), if takes => match batch {
+                    Some(batch) => {
+                        for message in self.pack(&mut wire, batch).await {
+                            confirms.push(send(message));
+                        }
+                    }
+                    None => more = false,
+                },
+                _ = look.tick() => {
+                    let late = wire.flights.front().is_some_and(|flight| flight.begun.elapsed() > limit);
+                    if late && !conn.is_blocked() {
+                        // Every confirm fails then, and with it what waits for it.
+                        conn.end();
+                        broken = true;
+                    }
+                    if confirms.is_empty() && !conn.is_alive() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Prepares the messages of a batch that have not been given up.
+    async fn pack(&mut self, wire: &mut Wire, batch: SendBatch) -> Vec<Outgoing> {
+        let delayed = batch.messages().iter().any(|message| message.due().is_some());
+        if let Err(error) = self.prepare(delayed).await {
+            batch.fail_all(&error.with_outcome(Outcome::NotSent));
+            return Vec::new();
+        }
+        let begun = batch.begin_io(0..batch.len());
+        let flight = wire.first + wire.flights.len() as u64;
+        let mut outgoing = Vec::with_capacity(batch.len());
+        let now = format::now_micros();
+        for (index, message) in batch.messages().iter().enumerate() {
+            if !begun && !batch.begin_one(index) {
+                continue;
+            }
+            self.last_stamp = now.max(self.last_stamp + 1);
+            let packed = self.address(message).and_then(|(exchange, key, due)| {
+                Ok((exchange, key, format::encode(message, self.last_stamp, due)?))
+            });
+            match packed {
+                Ok((exchange, key, properties)) => outgoing.push(Outgoing {
+                    chan: Arc::clone(&wire.chan),
+                    exchange,
+                    key,
+                    body: message.payload().cloned().unwrap_or_default(),
+                    properties,
+                    flight,
+                    index,
+                    stamp: self.last_stamp,
+                }),
+                Err(error) => batch.fail(index..index + 1, &error),
+            }
+        }
+        if !outgoing.is_empty() {
+            wire.flights.push_back(Flight {
+                open: outgoing.len(),
+                failed: Vec::new(),
+                begun: Instant::now(),
+                batch,
+            });
+        }
+        outgoing
+    }
+
+    /// Looks whether there is a place for messages, also for those that are to wait.
+    async fn prepare(&mut self, delayed: bool) -> Result<()> {
+        self.open.check()?;
+        if delayed && !self.delays {
+            self.shared
+                .prepare_delays(&self.open.topic, self.partition)
+                .await?;
+            self.delays = true;
+        }
+        Ok(())
+    }
+
+    /// Says where a message is sent to, and when it is due where it is to wait.
+    fn address(&self, message: &Message) -> Result<(ShortString, ShortString, Option<Timestamp>)> {
+        let now = Timestamp::now();
+        let due = message.due().map(|due| format::due_at(due, now));
+        match due.filter(|due| *due > now) {
+            None => Ok((ShortString::default(), short(&self.queue)?, None)),
+            Some(due) => {
+                let wait = due.saturating_since(now);
+                let topic = &self.open.topic;
+                let route = delay::route(&self.shared.names, topic, self.partition, wait);
+                Ok((short(&route.exchange)?, short(&route.key)?, Some(due)))
+            }
+        }
+    }
+
+    /// Settles what is known by now; returns whether the channel is broken.
+    async fn settle(&mut self, wire: &mut Wire, ready: Vec<Sent>) -> bool {
+        let mut broken = None;
+        for sent in &ready {
+            match &sent.result {
+                Ok(confirmation) => {
+                    if let (_, Some(message)) = published(confirmation) {
+                        wire.returned
+                            .extend(format::stamp_of(&message.delivery.properties));
+                    }
+                }
+                Err(error) => {
+                    broken.get_or_insert_with(|| wire.chan.map(error));
+                }
+            }
+        }
+        let returned = if wire.returned.is_empty() {
+            None
+        } else {
+            Some(self.why_returned().await)
+        };
+        if broken.is_none() {
+            self.backoff.reset();
+        }
+        for sent in ready {
+            let Some(at) = sent
+                .flight
+                .checked_sub(wire.first)
+                .and_then(|at| usize::try_from(at).ok())
+            else {
+                continue;
+            };
+            let Some(flight) = wire.flights.get_mut(at) else {
+                continue;
+            };
+            flight.open -= 1;
+            let failed = match (&sent.result, &returned) {
+                (_, Some(why)) if wire.returned.remove(&sent.stamp) => Some(why.clone()),
+                (Ok(confirmation), _) => match published(confirmation).0 {
+                    // A return that came with it was another's.
+                    Published::Stored | Published::Returned => None,
+                    Published::Refused => Some(refused()),
+                },
+                (Err(_), _) => broken
+                    .as_ref()
+                    .map(|error| of_broken(error, &flight.batch, sent.index)),
+            };
+            if let Some(error) = failed {
+                flight.failed.push((sent.index, error));
+            }
+        }
+        while wire.flights.front().is_some_and(|flight| flight.open == 0) {
+            if let Some(flight) = wire.flights.pop_front() {
+                flight.land();
+            }
+            wire.first += 1;
+        }
+        broken.is_some()
+    }
+
+    /// A message came back: the topic is gone, or its queue is not up yet.
+    async fn why_returned(&mut self) -> Error {
+        if std::mem::take(&mut self.delays) {
+            self.shared.forget_delays().await;
+        }
+        let error = match self.open.ask(&self.shared).await {
+            Ok(()) => Error::new(
+                ErrorKind::Interrupted,
+                format!(
+                    "the server has no place for messages of topic {:?} yet",
+                    self.open.topic.name
+                ),
+            ),
+            Err(error) if error.kind() == ErrorKind::TopicNotFound => topic_not_found(&self.open.topic.name),
+            Err(error) => error,
+        };
+        error.with_outcome(Outcome::NotSent)
+    }
+}
+
+/// Says what became of a message whose confirm will not come.
+fn of_broken(error: &Error, batch: &SendBatch, index: usize) -> Error {
+    let outcome = match error.kind() {
+        // Nothing that was sent to this queue was taken.
+        ErrorKind::PermissionDenied => Outcome::NotSent,
+        ErrorKind::MessageTooLarge => {
+            let size = batch
+                .messages()
+                .get(index)
+                .map_or(0, |message| message.payload_or_empty().len());
+            if too_large(error.context(), size) {
+                Outcome::NotSent
+            } else {
+                // It was not the one; what became of it is open.
+                return Error::new(ErrorKind::Interrupted, "a message before it ended the channel")
+                    .with_outcome(Outcome::Unknown);
+            }
+        }
+        _ => Outcome::Unknown,
+    };
+    error.clone().with_outcome(outcome)
+}
+
+/// Tells whether a size is above the last number in `message size 5 is larger than configured max size 4`.
+fn too_large(words: &str, size: usize) -> bool {
+    words
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse::<usize>().ok())
+        .next_back()
+        .is_none_or(|most| size > most)
+}
+
+fn refused() -> Error {
+    // The server says so also of a queue that goes away just then.
+    Error::new(ErrorKind::Interrupted, "the server did not take the message")
+}
+
+fn blocked() -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        "the server takes no messages for now: its memory or disk is full",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_message_that_is_too_large_is_called_so() {
+        let words = "message size 900 is larger than configured max size 500";
+        assert!(too_large(words, 900));
+        assert!(!too_large(words, 500));
+        assert!(too_large("message size too large", 1));
+    }
+}

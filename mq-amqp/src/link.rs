@@ -1,0 +1,509 @@
+//! Connections of the client, opened again after they were lost, and channels on them whose every call has a deadline.
+//!
+//! The client library's automatic recovery stays off: it hangs silently in an outage. A connection that is lost is
+//! another one afterwards, with channels of its own; nothing of the old one is used again.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, Consumer, ExchangeKind,
+    message::BasicReturnMessage,
+    options::{
+        BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
+        ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+        QueueDeclareOptions, QueueDeleteOptions,
+    },
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use mq_api::{Error, ErrorKind, Result};
+use tokio::sync::Mutex;
+
+use crate::{
+    config::AmqpConfig,
+    dial::{self, Socket},
+    error,
+};
+
+/// One life of a connection. Clones share it; it ends with the last of them.
+#[derive(Clone)]
+pub(crate) struct Conn {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    connection: Connection,
+    socket: Arc<Socket>,
+    limit: Duration,
+    address: String,
+}
+
+impl Conn {
+    async fn open(config: &AmqpConfig, heartbeat: u16, name: &str) -> Result<Self> {
+        let (connection, socket) = dial::connect(config, heartbeat, name).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                connection,
+                socket,
+                limit: config.request_timeout,
+                address: config.address(),
+            }),
+        })
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.inner.connection.status().connected()
+    }
+
+    /// Tells whether the server takes no messages for now, as while its memory or disk is full.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.inner.connection.status().blocked()
+    }
+
+    /// Returns the heartbeat that was agreed on; none where the server wants none.
+    pub(crate) fn heartbeat(&self) -> Option<Duration> {
+        match self.inner.connection.configuration().heartbeat() {
+            0 => None,
+            seconds => Some(Duration::from_secs(u64::from(seconds))),
+        }
+    }
+
+    /// Ends the connection at once; every channel on it fails.
+    pub(crate) fn end(&self) {
+        self.inner.socket.end();
+    }
+
+    /// Ends the connection in order, or at once where the server does not answer.
+    async fn close(&self) {
+        let close = self.inner.connection.close(200, "closed".into());
+        let _ = tokio::time::timeout(CLOSE_LIMIT, close).await;
+        self.end();
+    }
+
+    pub(crate) async fn channel(&self) -> Result<Chan> {
+        let channel = self
+            .within("opening a channel", self.inner.connection.create_channel())
+            .await?;
+        Ok(Chan {
+            channel,
+            conn: self.clone(),
+        })
+    }
+
+    pub(crate) async fn confirm_channel(&self) -> Result<Chan> {
+        let chan = self.channel().await?;
+        self.within(
+            "asking for confirms",
+            chan.channel.confirm_select(ConfirmSelectOptions::default()),
+        )
+        .await?;
+        Ok(chan)
+    }
+
+    async fn within<T>(&self, what: &str, work: impl Future<Output = lapin::Result<T>>) -> Result<T> {
+        let limit = self.inner.limit;
+        match tokio::time::timeout(limit, work).await {
+            Ok(result) => result.map_err(|e| self.map(&e)),
+            Err(_) => {
+                // A server that is silent for so long is given up, so that every user of the connection hears of it.
+                self.end();
+                Err(Error::timeout(what, limit))
+            }
+        }
+    }
+
+    pub(crate) fn map(&self, error: &lapin::Error) -> Error {
+        error::from_lapin(&self.inner.address, error)
+    }
+
+    pub(crate) fn broken(&self) -> Error {
+        error::broken(&self.inner.address)
+    }
+
+    pub(crate) fn limit(&self) -> Duration {
+        self.inner.limit
+    }
+}
+
+/// How long ending a connection in order may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// A channel. It is closed when it and its consumers are dropped.
+pub(crate) struct Chan {
+    channel: Channel,
+    conn: Conn,
+}
+
+/// What became of one message that waited for its confirm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Published {
+    Stored,
+    /// It went to no queue.
+    Returned,
+    /// The server could not take it.
+    Refused,
+}
+
+/// Where in a stream to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    First,
+    /// At the beginning of the last chunk, which holds the last message.
+    LastChunk,
+    At(u64),
+}
+
+impl Chan {
+    pub(crate) fn conn(&self) -> &Conn {
+        &self.conn
+    }
+
+    /// Returns the client library's own channel.
+    pub(crate) fn native(&self) -> &Channel {
+        &self.channel
+    }
+
+    pub(crate) fn into_native(self) -> Channel {
+        self.channel
+    }
+
+    pub(crate) async fn within<T>(
+        &self,
+        what: &str,
+        work: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        self.conn.within(what, work).await
+    }
+
+    pub(crate) async fn declare_stream(&self, name: &str, arguments: FieldTable) -> Result<()> {
+        let mut arguments = arguments;
+        arguments.insert("x-queue-type".into(), text("stream"));
+        self.declare(name, QueueDeclareOptions::durable(), arguments)
+            .await?;
+        Ok(())
+    }
+
+    /// Declares a queue and returns how many messages and consumers it has.
+    pub(crate) async fn declare(
+        &self,
+        name: &str,
+        options: QueueDeclareOptions,
+        arguments: FieldTable,
+    ) -> Result<(u32, u32)> {
+        let name = short(name)?;
+        let declared = self
+            .conn
+            .within(
+                "declaring a queue",
+                self.channel.queue_declare(name, options, arguments),
+            )
+            .await?;
+        Ok((declared.message_count(), declared.consumer_count()))
+    }
+
+    pub(crate) async fn delete_queue(&self, name: &str) -> Result<()> {
+        let delete = self
+            .channel
+            .queue_delete(short(name)?, QueueDeleteOptions::default());
+        self.conn.within("deleting a queue", delete).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn declare_exchange(
+        &self,
+        name: &str,
+        kind: ExchangeKind,
+        arguments: FieldTable,
+    ) -> Result<()> {
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let declare = self
+            .channel
+            .exchange_declare(short(name)?, kind, options, arguments);
+        self.conn.within("declaring an exchange", declare).await
+    }
+
+    pub(crate) async fn delete_exchange(&self, name: &str) -> Result<()> {
+        let delete = self
+            .channel
+            .exchange_delete(short(name)?, ExchangeDeleteOptions::default());
+        self.conn.within("deleting an exchange", delete).await
+    }
+
+    pub(crate) async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
+        let bind = self.channel.queue_bind(
+            short(queue)?,
+            short(exchange)?,
+            short(key)?,
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        self.conn.within("binding a queue", bind).await
+    }
+
+    /// Bounds what is delivered without an ack to consumers that are opened from now on. It is a request with an
+    /// answer: everything that the server sent before it has arrived when it returns.
+    pub(crate) async fn prefetch(&self, most: u16) -> Result<()> {
+        let qos = self.channel.basic_qos(most, BasicQosOptions::default());
+        self.conn.within("setting the prefetch", qos).await
+    }
+
+    pub(crate) async fn consume(&self, queue: &str, tag: &str, no_ack: bool) -> Result<Consumer> {
+        self.consume_with(queue, tag, no_ack, FieldTable::default()).await
+    }
+
+    pub(crate) async fn consume_stream(&self, queue: &str, tag: &str, from: From) -> Result<Consumer> {
+        let from = match from {
+            From::First => text("first"),
+            From::LastChunk => text("last"),
+            From::At(offset) => AMQPValue::LongLongInt(i64::try_from(offset).unwrap_or(i64::MAX)),
+        };
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-stream-offset".into(), from);
+        self.consume_with(queue, tag, false, arguments).await
+    }
+
+    async fn consume_with(
+        &self,
+        queue: &str,
+        tag: &str,
+        no_ack: bool,
+        arguments: FieldTable,
+    ) -> Result<Consumer> {
+        let options = BasicConsumeOptions {
+            no_ack,
+            ..BasicConsumeOptions::default()
+        };
+        let consume = self
+            .channel
+            .basic_consume(short(queue)?, short(tag)?, options, arguments);
+        self.conn.within("consuming", consume).await
+    }
+
+    pub(crate) async fn cancel(&self, tag: &str) -> Result<()> {
+        let cancel = self
+            .channel
+            .basic_cancel(short(tag)?, BasicCancelOptions::default());
+        self.conn.within("cancelling a consumer", cancel).await
+    }
+
+    /// Takes one message and leaves it unacked, so that it goes back when the channel closes.
+    pub(crate) async fn get(&self, queue: &str) -> Result<Option<Vec<u8>>> {
+        let get = self.channel.basic_get(short(queue)?, BasicGetOptions::default());
+        let message = self.conn.within("reading a queue", get).await?;
+        Ok(message.map(|message| message.delivery.data))
+    }
+
+    /// Sends one message and waits for its confirm. Of one channel only one task sends, else confirms are mistaken.
+    pub(crate) async fn publish(&self, exchange: &str, key: &str, body: &[u8]) -> Result<Published> {
+        self.publish_with(exchange, key, body, persistent()).await
+    }
+
+    pub(crate) async fn publish_with(
+        &self,
+        exchange: &str,
+        key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<Published> {
+        let (exchange, key) = (short(exchange)?, short(key)?);
+        let confirmed = async {
+            self.channel
+                .basic_publish(exchange, key, MANDATORY, body, properties)
+                .await?
+                .await
+        };
+        Ok(published(&self.conn.within("a publish", confirmed).await?).0)
+    }
+
+    /// Ends the channel and returns when the server has ended it.
+    pub(crate) async fn close(&self) {
+        if self.channel.status().connected() {
+            let _ = self
+                .conn
+                .within("closing a channel", self.channel.close(200, "closed".into()))
+                .await;
+        }
+    }
+
+    pub(crate) fn map(&self, error: &lapin::Error) -> Error {
+        self.conn.map(error)
+    }
+}
+
+/// Without it a message that no queue takes is confirmed and gone.
+pub(crate) const MANDATORY: BasicPublishOptions = BasicPublishOptions {
+    mandatory: true,
+    immediate: false,
+};
+
+/// Reads a confirm: what it says, and the returned message that came with it.
+pub(crate) fn published(confirmation: &Confirmation) -> (Published, Option<&BasicReturnMessage>) {
+    match confirmation {
+        Confirmation::Ack(None) | Confirmation::NotRequested => (Published::Stored, None),
+        Confirmation::Ack(Some(returned)) => (Published::Returned, Some(returned)),
+        Confirmation::Nack(returned) => (Published::Refused, returned.as_ref()),
+    }
+}
+
+pub(crate) fn persistent() -> BasicProperties {
+    BasicProperties::default().with_delivery_mode(2)
+}
+
+pub(crate) fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+/// Makes a name of the protocol, which holds 255 bytes.
+pub(crate) fn short(name: &str) -> Result<ShortString> {
+    ShortString::try_new(name).map_err(|_| {
+        Error::new(
+            ErrorKind::InvalidConfig,
+            format!("a name of {} bytes: the protocol takes 255", name.len()),
+        )
+    })
+}
+
+/// Opens one connection, again after it was lost, for all who need it.
+pub(crate) struct Link {
+    config: Arc<AmqpConfig>,
+    heartbeat: u16,
+    name: String,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    conn: Option<Conn>,
+    failed: Option<(Instant, Error)>,
+    closed: bool,
+}
+
+/// How long a failed attempt answers for those who come after it.
+const FAILURE_HOLDS: Duration = Duration::from_millis(50);
+
+impl Link {
+    /// Makes a link whose connections the server shows under a name.
+    pub(crate) fn new(config: Arc<AmqpConfig>, heartbeat: u16, name: &str) -> Self {
+        Self {
+            config,
+            heartbeat,
+            name: format!("mq {name}"),
+            state: Mutex::new(State::default()),
+        }
+    }
+
+    /// Returns the connection, opened anew where it is gone.
+    pub(crate) async fn conn(&self) -> Result<Conn> {
+        let mut state = self.state.lock().await;
+        if state.closed {
+            return Err(Error::closed("connection"));
+        }
+        if let Some(conn) = &state.conn
+            && conn.is_alive()
+        {
+            return Ok(conn.clone());
+        }
+        if let Some((at, error)) = &state.failed
+            && at.elapsed() < FAILURE_HOLDS
+        {
+            return Err(error.clone());
+        }
+        if let Some(old) = state.conn.take() {
+            // What still holds it has nothing to gain from it.
+            old.end();
+        }
+        match Conn::open(&self.config, self.heartbeat, &self.name).await {
+            Ok(conn) => {
+                state.failed = None;
+                state.conn = Some(conn.clone());
+                Ok(conn)
+            }
+            Err(error) => {
+                state.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Does something on a channel of its own, and again while the server is not ready for it.
+    pub(crate) async fn with_channel<T, F>(&self, work: impl Fn(Chan) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let begun = Instant::now();
+        let mut backoff = Backoff::new();
+        let mut reconnects = 0;
+        loop {
+            let result = async { work(self.conn().await?.channel().await?).await }.await;
+            let error = match result {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let again = match error.kind() {
+                ErrorKind::Interrupted => true,
+                // The connection was lost meanwhile; whether there is another one is soon known.
+                ErrorKind::Connection => {
+                    reconnects += 1;
+                    reconnects <= 2
+                }
+                _ => false,
+            };
+            let pause = backoff.pause();
+            if !again || begun.elapsed() + pause >= self.config.request_timeout {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        let conn = {
+            let mut state = self.state.lock().await;
+            state.closed = true;
+            state.conn.take()
+        };
+        if let Some(conn) = conn {
+            conn.close().await;
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("config", &self.config)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Waits longer after each failure, with jitter, so that many clients do not come back at once.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Self { next: FIRST_PAUSE }
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.next = FIRST_PAUSE;
+    }
+
+    pub(crate) fn pause(&mut self) -> Duration {
+        let pause = self.next.mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.next = (self.next * 2).min(LONGEST_PAUSE);
+        pause
+    }
+}

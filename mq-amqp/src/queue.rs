@@ -1,0 +1,501 @@
+//! The shared mode: members compete for the messages of one quorum queue, which the group's own members fill.
+//!
+//! A message is a member's while its channel stands; the lease is kept by us: what is not extended in time goes back.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use lapin::{
+    Acker, Consumer,
+    message::Delivery,
+    options::{BasicAckOptions, BasicNackOptions, QueueDeclareOptions},
+};
+use mq_api::{
+    Error, ErrorKind, Moment, Result,
+    driver::{QueueConsumer, QueueReceipt, QueueRecord, Subscription, topic_not_found},
+};
+use tokio::{
+    sync::{Mutex, Notify, watch},
+    task::AbortHandle,
+};
+
+use crate::{
+    consumer::{LeaveOnDrop, link},
+    feeder::{Feeder, Feeding, attempt, origin, work_arguments},
+    format,
+    link::{Backoff, Chan},
+    member::Member,
+    session::resolve_start,
+    stream,
+    topic::{Mode, Shared},
+};
+
+/// How many messages a channel has at a time. Small, so that no member takes what others could work on.
+const AHEAD: u16 = 32;
+/// How many channels one member opens for messages that it holds.
+const MOST_SOURCES: usize = 32;
+/// How long a message may be held back in a member that gave it back: the server takes a holder of 30 minutes for stuck.
+const LONGEST_HOLD: Duration = Duration::from_secs(20 * 60);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Receives for one member of a shared group.
+pub(crate) struct AmqpQueue {
+    member: Arc<Member>,
+    queue: String,
+    lease: Duration,
+    sources: Mutex<Sources>,
+    held: Arc<Holds>,
+    feeding: watch::Receiver<Feeding>,
+    ended: watch::Receiver<()>,
+    stopped: watch::Sender<bool>,
+    closed: AtomicBool,
+    keeper: AbortHandle,
+    _guard: LeaveOnDrop,
+}
+
+#[derive(Default)]
+struct Sources {
+    open: Vec<Source>,
+    next: u64,
+    backoff: Option<Backoff>,
+}
+
+struct Source {
+    // Before the channel, which closes when both are gone.
+    consumer: Consumer,
+    chan: Arc<Chan>,
+    id: u64,
+}
+
+/// What this member has, by source and tag.
+struct Holds {
+    all: StdMutex<HashMap<(u64, u64), Hold>>,
+    changed: Notify,
+    member: Arc<Member>,
+}
+
+struct Hold {
+    acker: Acker,
+    chan: Arc<Chan>,
+    /// Until when it is the engine's; where it was given back, when it is to go.
+    until: Moment,
+    given_back: bool,
+}
+
+impl Holds {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u64), Hold>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes out what is still the engine's.
+    fn take(&self, receipt: &QueueReceipt) -> Option<Hold> {
+        let key = key(receipt)?;
+        let now = self.member.clock.now();
+        let mut all = self.lock();
+        let hold = all.get(&key)?;
+        if hold.given_back || hold.until <= now || !hold.acker.usable() {
+            return None;
+        }
+        all.remove(&key)
+    }
+
+    /// Gives back what is over, until it is aborted.
+    async fn keep(self: Arc<Self>) {
+        loop {
+            let now = self.member.clock.now();
+            let (over, next) = {
+                let mut all = self.lock();
+                all.retain(|_, hold| hold.acker.usable());
+                let over: Vec<(u64, u64)> = all
+                    .iter()
+                    .filter(|(_, hold)| hold.until <= now)
+                    .map(|(key, _)| *key)
+                    .collect();
+                let over: Vec<Hold> = over.iter().filter_map(|key| all.remove(key)).collect();
+                (over, all.values().map(|hold| hold.until).min())
+            };
+            for hold in over {
+                give_back(&hold.acker).await;
+            }
+            // Not one long sleep: the clock may be another than the runtime's.
+            let pause = next.map(|next| {
+                next.saturating_since(self.member.clock.now())
+                    .max(Duration::from_millis(1))
+            });
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(pause.unwrap_or(LOOK * 50).min(LOOK * 50)) => {}
+            }
+        }
+    }
+}
+
+async fn give_back(acker: &Acker) {
+    let again = BasicNackOptions {
+        requeue: true,
+        ..BasicNackOptions::default()
+    };
+    // Where the channel is gone, the server has done it.
+    let _ = acker.nack(again).await;
+}
+
+fn receipt(source: u64, tag: u64) -> QueueReceipt {
+    let mut bytes = [0; 16];
+    let (first, second) = bytes.split_at_mut(8);
+    first.copy_from_slice(&source.to_be_bytes());
+    second.copy_from_slice(&tag.to_be_bytes());
+    QueueReceipt(Bytes::copy_from_slice(&bytes))
+}
+
+fn key(receipt: &QueueReceipt) -> Option<(u64, u64)> {
+    let (source, tag) = receipt.0.split_at_checked(8)?;
+    Some((
+        u64::from_be_bytes(source.try_into().ok()?),
+        u64::from_be_bytes(tag.try_into().ok()?),
+    ))
+}
+
+fn stale() -> Error {
+    Error::new(ErrorKind::StaleAck, "the message is no longer this member's")
+}
+
+/// Joins a group in shared mode.
+pub(crate) async fn join(shared: &Arc<Shared>, subscription: Subscription) -> Result<Arc<dyn QueueConsumer>> {
+    let link = link(shared, &subscription)?;
+    let open = shared.open(&subscription.topic).await?;
+    let lease = subscription
+        .session_timeout
+        .unwrap_or(shared.config.session_timeout);
+    let member = Arc::new(Member::new(shared, link, open, &subscription));
+    resolve_start(&member, subscription.start, Mode::Shared).await?;
+    let topic = &member.open.topic;
+    let queue = shared.names.work(&topic.name, &topic.id, &member.group);
+    member
+        .link
+        .with_channel(|chan| {
+            let queue = queue.clone();
+            async move {
+                chan.declare(&queue, QueueDeclareOptions::durable(), work_arguments())
+                    .await
+            }
+        })
+        .await?;
+    let (alive, ended) = watch::channel(());
+    let (told, feeding) = watch::channel(Feeding::default());
+    let feeder = Feeder {
+        member: Arc::clone(&member),
+        queue: queue.clone(),
+        told,
+    };
+    let held = Arc::new(Holds {
+        all: StdMutex::default(),
+        changed: Notify::new(),
+        member: Arc::clone(&member),
+    });
+    let keeper = tokio::spawn(Arc::clone(&held).keep()).abort_handle();
+    let consumer = AmqpQueue {
+        queue,
+        lease,
+        sources: Mutex::default(),
+        held,
+        feeding,
+        ended: ended.clone(),
+        stopped: watch::channel(false).0,
+        closed: AtomicBool::new(false),
+        keeper,
+        _guard: LeaveOnDrop::new(&member),
+        member: Arc::clone(&member),
+    };
+    // Both end when the member has left, which the guard asks it to.
+    tokio::spawn(member.run(alive));
+    tokio::spawn(feeder.run(ended));
+    Ok(Arc::new(consumer))
+}
+
+impl AmqpQueue {
+    /// Opens one more channel to receive on.
+    async fn open(&self, sources: &mut Sources) -> Result<()> {
+        let chan = self.member.link.conn().await?.channel().await?;
+        chan.prefetch(AHEAD).await?;
+        let consumer = chan.consume(&self.queue, "work", false).await?;
+        sources.next += 1;
+        sources.open.push(Source {
+            consumer,
+            chan: Arc::new(chan),
+            id: sources.next,
+        });
+        Ok(())
+    }
+
+    /// Waits for messages on any channel.
+    async fn wait(&self, sources: &mut Sources, max: usize) -> Result<Vec<QueueRecord>> {
+        loop {
+            if sources.open.len() < MOST_SOURCES && self.is_short(sources) {
+                self.open(sources).await?;
+            }
+            let came = std::future::poll_fn(|cx| {
+                for (at, source) in sources.open.iter_mut().enumerate() {
+                    if let std::task::Poll::Ready(next) = source.consumer.poll_next_unpin(cx) {
+                        return std::task::Poll::Ready((at, next));
+                    }
+                }
+                std::task::Poll::Pending
+            });
+            let came = match tokio::time::timeout(LOOK, came).await {
+                Ok(came) => came,
+                // What is held may have become more meanwhile.
+                Err(_) => continue,
+            };
+            let (at, first) = came;
+            let Some(source) = sources.open.get_mut(at) else {
+                continue;
+            };
+            // Nothing is awaited from here on: what is taken is returned.
+            let mut taken = Vec::new();
+            let mut next = Some(first);
+            while let Some(one) = next.take() {
+                match one {
+                    Some(Ok(delivery)) => taken.extend(self.take(source, delivery)?),
+                    Some(Err(_)) | None if !taken.is_empty() => break,
+                    Some(Err(error)) => return Err(source.chan.map(&error)),
+                    None => return Err(stream::cancelled()),
+                }
+                if taken.len() < max {
+                    next = source.consumer.next().now_or_never();
+                }
+            }
+            if !taken.is_empty() {
+                self.held.changed.notify_one();
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Tells whether every open channel has given all that it may.
+    fn is_short(&self, sources: &Sources) -> bool {
+        let held = self.held.lock();
+        sources.open.iter().all(|source| {
+            let has = held.keys().filter(|(id, _)| *id == source.id).count();
+            has >= usize::from(AHEAD)
+        })
+    }
+
+    fn take(&self, source: &Source, mut delivery: Delivery) -> Result<Option<QueueRecord>> {
+        let tag = delivery.delivery_tag;
+        let from = origin(&delivery.properties);
+        let offset = from.as_ref().map_or(0, |from| from.offset);
+        let body = std::mem::take(&mut delivery.data);
+        let Some(record) = format::decode(offset, &delivery.properties, body)? else {
+            return Ok(None);
+        };
+        let until = self.member.clock.now() + self.lease;
+        let attempt = attempt(&delivery.properties);
+        self.held.lock().insert(
+            (source.id, tag),
+            Hold {
+                acker: delivery.acker,
+                chan: Arc::clone(&source.chan),
+                until,
+                given_back: false,
+            },
+        );
+        Ok(Some(QueueRecord::new(
+            from.map_or(0, |from| from.partition),
+            record,
+            receipt(source.id, tag),
+            attempt,
+            until,
+        )))
+    }
+
+    async fn receive_or_fail(&self, max: usize) -> Result<Vec<QueueRecord>> {
+        let mut sources = self.sources.lock().await;
+        if let Some(backoff) = &mut sources.backoff {
+            // The last call told of the outage; this one waits before it tries again.
+            let pause = backoff.pause();
+            tokio::time::sleep(pause).await;
+        }
+        let down = sources.backoff.is_some();
+        loop {
+            match self.wait(&mut sources, max).await {
+                Ok(records) => {
+                    sources.backoff = None;
+                    return Ok(records);
+                }
+                Err(error) => {
+                    sources.open.clear();
+                    if error.kind() == ErrorKind::TopicNotFound {
+                        self.member.open.ask(&self.member.shared).await?;
+                    } else if !error.is_retryable() {
+                        return Err(error);
+                    } else if !down {
+                        sources.backoff = Some(Backoff::new());
+                        return Err(error);
+                    }
+                    let pause = sources.backoff.get_or_insert_with(Backoff::new).pause();
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    async fn failed(&self) -> Error {
+        let mut feeding = self.feeding.clone();
+        loop {
+            if let Feeding::Failed(error) = &*feeding.borrow_and_update() {
+                return error.clone();
+            }
+            if feeding.changed().await.is_err() {
+                break;
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn stopped(&self) {
+        let mut stopped = self.stopped.subscribe();
+        if stopped.wait_for(|stopped| *stopped).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn end(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.stopped.send_replace(true);
+        self.keeper.abort();
+        self.held.lock().clear();
+    }
+}
+
+#[async_trait]
+impl QueueConsumer for AmqpQueue {
+    async fn receive(&self, max: usize) -> Result<Vec<QueueRecord>> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::closed("consumer"));
+        }
+        let mut topic = self.member.open.state();
+        let gone = async {
+            if topic.wait_for(|state| state.gone).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.stopped() => Err(Error::closed("consumer")),
+            error = self.failed() => Err(error),
+            () = gone => Err(topic_not_found(&self.member.open.topic.name)),
+            records = self.receive_or_fail(max.max(1)) => records,
+        }
+    }
+
+    async fn ack(&self, receipts: Vec<QueueReceipt>) -> Vec<Result<()>> {
+        let mut results = Vec::with_capacity(receipts.len());
+        let mut chans: Vec<Arc<Chan>> = Vec::new();
+        for receipt in &receipts {
+            let Some(hold) = self.held.take(receipt) else {
+                results.push(Err(stale()));
+                continue;
+            };
+            results.push(match hold.acker.ack(BasicAckOptions::default()).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(stale()),
+                Err(error) => Err(hold.chan.map(&error)),
+            });
+            if !chans.iter().any(|chan| Arc::ptr_eq(chan, &hold.chan)) {
+                chans.push(hold.chan);
+            }
+        }
+        for chan in chans {
+            // An answer tells that the acks before it have been read.
+            if let Err(error) = chan.prefetch(AHEAD).await {
+                tracing::debug!(%error, "acks may have been lost with their channel");
+            }
+        }
+        results
+    }
+
+    async fn nack(&self, receipts: Vec<(QueueReceipt, Duration)>) -> Vec<Result<()>> {
+        let mut results = Vec::with_capacity(receipts.len());
+        for (receipt, after) in receipts {
+            if after > LONGEST_HOLD {
+                results.push(Err(Error::unsupported(
+                    "amqp",
+                    "giving a message of a shared group back for more than 20 minutes",
+                )));
+                continue;
+            }
+            let (Some(mut hold), Some(key)) = (self.held.take(&receipt), key(&receipt)) else {
+                results.push(Err(stale()));
+                continue;
+            };
+            if after.is_zero() {
+                give_back(&hold.acker).await;
+            } else {
+                hold.given_back = true;
+                hold.until = self.member.clock.now() + after;
+                self.held.lock().insert(key, hold);
+                self.held.changed.notify_one();
+            }
+            results.push(Ok(()));
+        }
+        results
+    }
+
+    async fn extend(&self, receipts: Vec<QueueReceipt>) -> Vec<Result<(QueueReceipt, Moment)>> {
+        let now = self.member.clock.now();
+        let until = now + self.lease;
+        let mut held = self.held.lock();
+        receipts
+            .into_iter()
+            .map(|receipt| {
+                let hold = key(&receipt)
+                    .and_then(|key| held.get_mut(&key))
+                    .filter(|hold| !hold.given_back && hold.until > now && hold.acker.usable())
+                    .ok_or_else(stale)?;
+                hold.until = until;
+                Ok((receipt, until))
+            })
+            .collect()
+    }
+
+    fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.end();
+        let sources = std::mem::take(&mut self.sources.lock().await.open);
+        for source in sources {
+            // What was not settled goes back with the channel.
+            source.chan.close().await;
+        }
+        self.member.ask_to_leave();
+        let mut ended = self.ended.clone();
+        let _ = ended.changed().await;
+        Ok(())
+    }
+}
+
+impl Drop for AmqpQueue {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl fmt::Debug for AmqpQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpQueue")
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,113 @@
+//! The conformance suite on real servers: a shared one, and one of its own for each case that breaks it.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use conformance_tests::{Fault, Harness, HarnessResult, Server, ServerKind, StoredFormat, Times};
+use lapin::{
+    BasicProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use mq_amqp::AmqpMq;
+use mq_api::{Mq, url::ConnectUrl};
+use test_brokers::{Backend, BrokerServer, ExternalServer, RabbitMqOptions, RabbitMqVersion};
+
+struct RabbitMq;
+
+#[async_trait]
+impl Harness for RabbitMq {
+    fn name(&self) -> &str {
+        "amqp"
+    }
+
+    async fn connect(&self, url: &str) -> mq_api::Result<Mq> {
+        let url = ConnectUrl::parse(url)?;
+        Ok(Mq::from_driver_with(
+            AmqpMq::connect(&url).await?,
+            url.client_options()?,
+        ))
+    }
+
+    async fn server(&self, _kind: ServerKind) -> HarnessResult<Arc<dyn Server>> {
+        if let Some(url) = Backend::Amqp.external_url() {
+            return Ok(Arc::new(ExternalServer::new(url)));
+        }
+        let version = RabbitMqVersion::from_environment()?;
+        let server =
+            BrokerServer::start(move || RabbitMqOptions::new().with_version(version).with_proxy().start())
+                .await?;
+        Ok(Arc::new(server))
+    }
+
+    fn url_at(&self, address: SocketAddr) -> Option<String> {
+        Some(format!("amqp://{address}"))
+    }
+
+    fn times(&self) -> Times {
+        Times::default().with_message_lease(Duration::from_secs(6))
+    }
+
+    fn faults(&self) -> &'static [Fault] {
+        &[Fault::Restart, Fault::Kill, Fault::Freeze, Fault::Cut]
+    }
+
+    fn formats(&self) -> Vec<Arc<dyn StoredFormat>> {
+        vec![Arc::new(Token)]
+    }
+}
+
+/// How far a group is in a partition.
+struct Token;
+
+#[async_trait]
+impl StoredFormat for Token {
+    fn name(&self) -> &'static str {
+        "token"
+    }
+
+    fn versions(&self) -> Vec<u32> {
+        vec![1]
+    }
+
+    async fn plant(&self, mq: &Mq, url: &str, topic: &str, group: &str, version: u32) -> HarnessResult<()> {
+        let id = mq.describe_topic(topic).await?.id.ok_or("the topic has no id")?;
+        let driver = AmqpMq::connect(&ConnectUrl::parse(url)?).await?;
+        let channel = driver.native().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let body = match version {
+            1 => b"mq1 token epoch=0 seq=0 next=1".to_vec(),
+            newer => format!("mq{newer} whither?").into_bytes(),
+        };
+        let classic = || {
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
+            arguments
+        };
+        let mut token = classic();
+        token.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+        let mut copy = classic();
+        copy.insert("x-max-length".into(), AMQPValue::LongLongInt(1));
+        for (what, arguments) in [("token", token), ("at", copy)] {
+            let queue = format!("mq:{topic}:{}:g:{group}:{what}:0", id.as_str());
+            channel
+                .queue_declare(queue.as_str().into(), QueueDeclareOptions::durable(), arguments)
+                .await?;
+            channel
+                .basic_publish(
+                    "".into(),
+                    queue.as_str().into(),
+                    BasicPublishOptions::default(),
+                    &body,
+                    BasicProperties::default().with_delivery_mode(2),
+                )
+                .await?
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    conformance_tests::run(RabbitMq)
+}

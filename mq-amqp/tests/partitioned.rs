@@ -1,0 +1,347 @@
+//! The partitioned consumer on a real server, through the driver traits.
+
+mod support;
+
+use std::time::Duration;
+
+use mq_api::{
+    ErrorKind, Position,
+    driver::{Commit, CommitOutcome, CommittedRequest, FetchRequest, Mq},
+};
+use support::*;
+use test_brokers::{Broker, RabbitMq};
+
+/// One server for all that breaks nothing: it takes seconds to start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_server_serves_it_all() {
+    let rabbit = options().start().unwrap();
+    what_is_produced_is_consumed_in_order_with_its_offsets(&rabbit).await;
+    commits_survive_the_member_with_acks_above_and_attempts(&rabbit).await;
+    partitions_are_spread_and_move_on_join_and_leave(&rabbit).await;
+    a_position_is_resolved_before_the_call_returns(&rabbit).await;
+    a_seek_goes_both_ways_and_drops_what_was_fetched(&rabbit).await;
+    a_deleted_topic_ends_its_consumers_and_the_next_starts_over(&rabbit).await;
+    a_reader_fetches_waits_and_looks_up_times(&rabbit).await;
+    topics_are_made_once_grown_listed_and_deleted(&rabbit).await;
+}
+
+async fn what_is_produced_is_consumed_in_order_with_its_offsets(rabbit: &RabbitMq) {
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "orders0", 2).await;
+    let producer = producer(&mq, &topic).await;
+    for partition in 0..2 {
+        send_numbers(&*producer, partition, 0..500).await;
+    }
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("all", |m| m.received.len() == 1000).await;
+    for partition in 0..2 {
+        let mine: Vec<(u64, u64)> = member
+            .received
+            .iter()
+            .filter(|(id, ..)| id.partition == partition)
+            .map(|(_, offset, number)| (*offset, *number))
+            .collect();
+        assert_eq!(mine, (0..500).map(|n| (n + 1, n)).collect::<Vec<_>>());
+    }
+    let late = send(&*producer, 1, vec![mq_api::Message::new("500")]).await;
+    assert_eq!(late[0].as_ref().unwrap().offset, None);
+    member.until("the late one", |m| m.received.len() == 1001).await;
+    mq.close().await.unwrap();
+}
+
+async fn commits_survive_the_member_with_acks_above_and_attempts(rabbit: &RabbitMq) {
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "orders1", 1).await;
+    let producer = producer(&mq, &topic).await;
+    send_numbers(&*producer, 0, 0..20).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("all", |m| m.received.len() == 20).await;
+    let mut commit = Commit::new(member.id(0), 7);
+    commit.acked_above = vec![9..12, 15..16];
+    commit.attempts = vec![(7, 3)];
+    let outcome = member.consumer.commit(vec![commit]).await.pop().unwrap();
+    assert_eq!(outcome.unwrap(), CommitOutcome::Stored);
+    let stored = mq
+        .committed(CommittedRequest::new(topic.clone(), group("g")))
+        .await
+        .unwrap();
+    assert_eq!(
+        (stored[0].position, stored[0].acked_above.clone()),
+        (7, vec![9..12, 15..16])
+    );
+    member.consumer.close().await.unwrap();
+
+    let mut second = join(&mq, subscription(&topic, "g")).await;
+    second.until("assigned", |m| m.assigned.contains_key(&0)).await;
+    let assignment = &second.assigned[&0];
+    assert_eq!(assignment.position, 7);
+    assert_eq!(assignment.acked_above, [9..12, 15..16]);
+    assert_eq!(assignment.attempts, [(7, 3)]);
+    assert!(assignment.clean);
+    assert!(assignment.topic_id.is_some());
+    second.until("from there on", |m| m.received.len() == 14).await;
+    assert_eq!(second.numbers(), (6..20).collect::<Vec<_>>());
+}
+
+async fn partitions_are_spread_and_move_on_join_and_leave(rabbit: &RabbitMq) {
+    let (one, two) = (connect(rabbit).await, connect(rabbit).await);
+    let topic = create(&one, "orders2", 5).await;
+    let mut a = join(&one, subscription(&topic, "g")).await;
+    a.until("all to the first", |m| m.assigned.len() == 5).await;
+    let kept = a.assigned.clone();
+    let mut b = join(&two, subscription(&topic, "g")).await;
+    until_both(&mut a, &mut b, "spread", |a, b| {
+        a.assigned.len() == 3 && b.assigned.len() == 2
+    })
+    .await;
+    for (partition, assignment) in &a.assigned {
+        assert_eq!(kept[partition].id, assignment.id, "what stays is not moved");
+    }
+    for (partition, assignment) in &b.assigned {
+        assert!(assignment.id.epoch > kept[partition].id.epoch);
+    }
+    b.consumer.close().await.unwrap();
+    a.until("all back", |m| m.assigned.len() == 5).await;
+    assert!(a.lost.is_empty());
+}
+
+async fn a_position_is_resolved_before_the_call_returns(rabbit: &RabbitMq) {
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "orders3", 1).await;
+    let producer = producer(&mq, &topic).await;
+    send_numbers(&*producer, 0, 0..10).await;
+    let mut latest = subscription(&topic, "latest");
+    latest.start = Position::Latest;
+    let mut latest = join(&mq, latest).await;
+    send_numbers(&*producer, 0, 10..12).await;
+    latest.until("two", |m| m.received.len() == 2).await;
+    assert_eq!(latest.numbers(), [10, 11]);
+
+    let mut offset = subscription(&topic, "offset");
+    offset.start = Position::Offset(4);
+    let mut offset = join(&mq, offset).await;
+    offset.until("nine", |m| m.received.len() == 9).await;
+    assert_eq!(offset.numbers()[0], 3);
+
+    let mut beyond = subscription(&topic, "beyond");
+    beyond.start = Position::Offset(14);
+    let Err(error) = mq.consumer(beyond).await else {
+        panic!("joined beyond the end");
+    };
+    assert_eq!(error.kind(), ErrorKind::OffsetOutOfRange);
+}
+
+async fn a_seek_goes_both_ways_and_drops_what_was_fetched(rabbit: &RabbitMq) {
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "orders4", 1).await;
+    let producer = producer(&mq, &topic).await;
+    send_numbers(&*producer, 0, 0..10).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("all", |m| m.received.len() == 10).await;
+    let id = member.id(0);
+    assert_eq!(member.consumer.seek(id, Position::Offset(3), 1).await.unwrap(), 3);
+    member.until("again", |m| m.received.len() == 18).await;
+    assert_eq!(member.numbers()[10], 2);
+    let end = member.consumer.seek(id, Position::Latest, 2).await.unwrap();
+    assert_eq!(end, 11);
+    let error = member
+        .consumer
+        .seek(id, Position::Offset(99), 3)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OffsetOutOfRange);
+    member.consumer.pause(&[id], true);
+    send_numbers(&*producer, 0, 10..12).await;
+    assert!(!member.step(Duration::from_millis(300)).await, "paused");
+    member.consumer.pause(&[id], false);
+    member.until("resumed", |m| m.received.len() == 20).await;
+}
+
+async fn a_deleted_topic_ends_its_consumers_and_the_next_starts_over(rabbit: &RabbitMq) {
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "orders5", 2).await;
+    let producer = producer(&mq, &topic).await;
+    send_numbers(&*producer, 0, 0..10).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("all", |m| m.received.len() == 10).await;
+    member.commit(0, 10).await.unwrap();
+    mq.delete_topics(vec![topic.clone()])
+        .await
+        .pop()
+        .unwrap()
+        .unwrap();
+    let refused = send(&*producer, 0, vec![mq_api::Message::new("0")]).await;
+    assert_eq!(refused[0].as_ref().unwrap_err().kind(), ErrorKind::TopicNotFound);
+    create(&mq, "orders5", 2).await;
+    member.until("gone", |m| m.topic_gone).await;
+    let again = support::producer(&mq, &topic).await;
+    send_numbers(&*again, 0, 100..103).await;
+    let mut next = join(&mq, subscription(&topic, "g")).await;
+    next.until("from the start", |m| m.received.len() == 3).await;
+    assert_eq!(next.numbers(), [100, 101, 102]);
+}
+
+async fn a_reader_fetches_waits_and_looks_up_times(rabbit: &RabbitMq) {
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "orders6", 1).await;
+    let producer = producer(&mq, &topic).await;
+    send_numbers(&*producer, 0, 0..5).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let between = mq_api::Timestamp::now();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    send_numbers(&*producer, 0, 5..10).await;
+    let reader = mq.reader(topic.clone()).await.unwrap();
+    assert_eq!(reader.bounds().await.unwrap(), [(1, 11)]);
+    assert_eq!(reader.offset_at(0, between).await.unwrap(), 6);
+    assert_eq!(
+        reader
+            .offset_at(0, mq_api::Timestamp::from_millis(0))
+            .await
+            .unwrap(),
+        1
+    );
+    let far = mq_api::Timestamp::from_millis(i64::MAX);
+    assert_eq!(reader.offset_at(0, far).await.unwrap(), 11);
+    let fetched = reader
+        .fetch(FetchRequest::new(0, Position::Offset(3), 4))
+        .await
+        .unwrap();
+    let offsets: Vec<u64> = fetched.records.iter().map(|record| record.offset).collect();
+    assert_eq!((offsets, fetched.next_offset), (vec![3, 4, 5, 6], 7));
+    let request = FetchRequest::new(0, Position::Latest, 4).with_wait(Duration::from_secs(10));
+    let (fetched, ()) = tokio::join!(reader.fetch(request), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        send_numbers(&*producer, 0, [10]).await;
+    });
+    assert_eq!(fetched.unwrap().next_offset, 12);
+    let error = reader
+        .fetch(FetchRequest::new(0, Position::Offset(13), 1))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OffsetOutOfRange);
+}
+
+async fn topics_are_made_once_grown_listed_and_deleted(rabbit: &RabbitMq) {
+    let mq = connect(rabbit).await;
+    let spec = |n| mq_api::TopicSpec::new("orders7", n).unwrap();
+    let all = (0..8).map(|_| mq.create_topic(spec(3)));
+    for result in futures_util::future::join_all(all).await {
+        result.unwrap();
+    }
+    assert_eq!(
+        mq.create_topic(spec(4)).await.unwrap_err().kind(),
+        ErrorKind::TopicExists
+    );
+    let name = topic("orders7");
+    let producer = producer(&mq, &name).await;
+    let mut member = join(&mq, subscription(&name, "g")).await;
+    member.until("three", |m| m.assigned.len() == 3).await;
+    mq.add_partitions(name.clone(), 5).await.unwrap();
+    assert_eq!(
+        mq.add_partitions(name.clone(), 2).await.unwrap_err().kind(),
+        ErrorKind::InvalidPartition
+    );
+    member.until("five", |m| m.assigned.len() == 5).await;
+    let mut partitions = producer.partitions();
+    tokio::time::timeout(PATIENCE, partitions.wait_for(|count| *count == 5))
+        .await
+        .unwrap()
+        .unwrap();
+    send_numbers(&*producer, 4, [7]).await;
+    member.until("seven", |m| m.numbers() == [7]).await;
+    create(&mq, "other.x", 1).await;
+    let listed = mq.list_topics().await.unwrap();
+    assert!(
+        listed.contains(&name) && listed.contains(&topic("other.x")),
+        "{listed:?}"
+    );
+    let description = mq.describe_topic(name.clone()).await.unwrap();
+    assert_eq!(description.partitions.len(), 5);
+    for result in mq.delete_topics(vec![name.clone(), topic("unknown")]).await {
+        result.unwrap();
+    }
+    assert!(!mq.list_topics().await.unwrap().contains(&name));
+    let error = mq.describe_topic(name.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TopicNotFound);
+    member.consumer.close().await.unwrap();
+    let left = rabbit.control(&["list_queues", "name"]).unwrap();
+    assert!(!left.contains(name.as_str()), "{left}");
+}
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_members_partitions_are_taken_over_and_its_late_commit_is_refused() {
+    let rabbit = options().with_proxy().start().unwrap();
+    let zombie_mq = connect(&rabbit).await;
+    let direct = mq_amqp::AmqpMq::connect_with(
+        mq_amqp::AmqpConfig::new("127.0.0.1", rabbit.address().port())
+            .with_user("app", "secret")
+            .with_session_timeout(Duration::from_secs(3)),
+    )
+    .await
+    .unwrap();
+    let topic = create(&direct, "orders", 2).await;
+    let mut zombie = join(&zombie_mq, subscription(&topic, "g")).await;
+    zombie.until("assigned", |m| m.assigned.len() == 2).await;
+    let old = zombie.assigned.clone();
+    // Its words no longer reach the server, nor do the server's reach it.
+    rabbit
+        .proxy()
+        .unwrap()
+        .set_mode(test_brokers::ProxyMode::Blackhole)
+        .unwrap();
+    let mut heir = join(&direct, subscription(&topic, "g")).await;
+    heir.until("taken over", |m| m.assigned.len() == 2).await;
+    for (partition, assignment) in &heir.assigned {
+        assert!(assignment.id.epoch > old[partition].id.epoch);
+        assert!(!assignment.clean);
+        let lease = old[partition].lease.clone().unwrap();
+        assert!(!lease.stands_at(lease.clock().now()), "two leases stand at once");
+    }
+    let results = zombie.consumer.commit(vec![Commit::new(old[&0].id, 1)]).await;
+    assert!(
+        matches!(results[0], Ok(CommitOutcome::Lost) | Err(_)),
+        "{results:?}"
+    );
+    rabbit
+        .proxy()
+        .unwrap()
+        .set_mode(test_brokers::ProxyMode::Pass)
+        .unwrap();
+    until_both(&mut zombie, &mut heir, "both at work", |a, b| {
+        a.assigned.len() == 1 && b.assigned.len() == 1
+    })
+    .await;
+    assert_eq!(
+        heir.commit(*heir.assigned.keys().next().unwrap(), 0)
+            .await
+            .unwrap(),
+        CommitOutcome::Stored
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_begins_a_new_session_and_a_killed_server_too() {
+    let rabbit = options().with_proxy().start().unwrap();
+    let mq = connect(&rabbit).await;
+    let topic = create(&mq, "orders", 2).await;
+    let producer = producer(&mq, &topic).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("assigned", |m| m.assigned.len() == 2).await;
+    let first = member.assigned.clone();
+    rabbit.cut_connections().unwrap();
+    member.until("lost", |m| m.lost.len() == 2).await;
+    member
+        .until("again", |m| m.assigned.len() == 2 && m.recoveries > 0)
+        .await;
+    assert!(member.id(0).epoch > first[&0].id.epoch);
+    rabbit.kill().unwrap();
+    rabbit.start().unwrap();
+    member.until("lost", |m| m.lost.len() >= 4).await;
+    member.until("again", |m| m.assigned.len() == 2).await;
+    for _ in 0..100 {
+        if send(&*producer, 0, vec![mq_api::Message::new("5")]).await[0].is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    member.until("one", |m| m.numbers().contains(&5)).await;
+}
