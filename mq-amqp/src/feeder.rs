@@ -112,12 +112,12 @@ impl Feeder {
 
     /// Copies and commits; false where the queue is full.
     async fn copy(&self, id: AssignmentId, batch: &Batch, slot: &mut Option<Chan>) -> Result<bool> {
-        let chan = match slot {
-            Some(chan) if chan.conn().is_alive() => chan,
-            other => {
-                let conn = self.member.shared.publish.conn().await?;
-                other.insert(conn.confirm_channel().await?)
-            }
+        if slot.as_ref().is_none_or(|chan| !chan.conn().is_alive()) {
+            let conn = self.member.shared.publish.conn().await?;
+            *slot = Some(conn.confirm_channel().await?);
+        }
+        let Some(chan) = slot else {
+            return Ok(false);
         };
         let look = QueueDeclareOptions::durable().passive();
         let (waiting, _) = chan.declare(&self.queue, look, FieldTable::default()).await?;
