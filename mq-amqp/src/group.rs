@@ -137,7 +137,7 @@ impl Members {
 
     /// Names the members to look after: the next one, and one more in turn. An old message of a dead member may have
     /// put a ghost into one view alone, and nobody else would ask about it.
-    pub(crate) fn to_probe(&mut self) -> Vec<String> {
+    pub(crate) fn next_probes(&mut self) -> Vec<String> {
         let mut all: Vec<&String> = self.view.keys().collect();
         all.push(&self.me);
         all.sort();
@@ -197,12 +197,12 @@ mod tests {
         }
         let mut seen = BTreeSet::new();
         for _ in 0..5 {
-            let probed = members.to_probe();
+            let probed = members.next_probes();
             assert!(probed.contains(&"x".to_owned()));
             seen.extend(probed);
         }
         assert_eq!(seen.len(), 5);
-        assert_eq!(Members::new("m").to_probe(), ["m"]);
+        assert_eq!(Members::new("m").next_probes(), ["m"]);
     }
 
     #[test]

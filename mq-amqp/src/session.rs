@@ -236,7 +236,7 @@ impl<'a> Session<'a> {
     /// Asks the server for the queues of others, and of itself where it is alone.
     async fn probe(&mut self) -> Result<()> {
         let (topic, group) = (&self.member.open.topic, &self.member.group);
-        for other in self.members.to_probe() {
+        for other in self.members.next_probes() {
             let queue = self
                 .member
                 .shared
