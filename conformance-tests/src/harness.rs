@@ -142,7 +142,13 @@ pub trait StoredFormat: Send + Sync + 'static {
     /// Lists the versions whose golden bytes [`plant`](Self::plant) can store; each must be read.
     fn versions(&self) -> Vec<u32>;
 
-    /// Stores golden bytes of this version for a group of a topic that say: partition 0 is committed at offset 1.
+    /// Returns the offset that golden bytes say: the second message's, where the first one has the lowest.
+    fn position(&self) -> u64 {
+        1
+    }
+
+    /// Stores golden bytes of this version for a group of a topic that say: partition 0 is committed at
+    /// [`position`](Self::position).
     /// With a version above every known one, it stores bytes of that version whose rest no build understands.
     async fn plant(&self, mq: &Mq, url: &str, topic: &str, group: &str, version: u32) -> HarnessResult<()>;
 }

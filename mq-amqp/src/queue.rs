@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -53,7 +53,11 @@ pub(crate) struct AmqpQueue {
     member: Arc<Member>,
     queue: String,
     lease: Duration,
+    /// How many messages one channel has at a time.
+    ahead: u16,
     sources: Mutex<Sources>,
+    /// What is closed even while a call holds the sources.
+    chans: StdMutex<Vec<Weak<Chan>>>,
     held: Arc<Holds>,
     feeding: watch::Receiver<Feeding>,
     ended: watch::Receiver<()>,
@@ -176,6 +180,9 @@ pub(crate) async fn join(shared: &Arc<Shared>, subscription: Subscription) -> Re
     let lease = subscription
         .session_timeout
         .unwrap_or(shared.config.session_timeout);
+    let ahead = u16::try_from(subscription.prefetch.messages)
+        .unwrap_or(AHEAD)
+        .clamp(1, AHEAD);
     let member = Arc::new(Member::new(shared, link, open, &subscription));
     resolve_start(&member, subscription.start, Mode::Shared).await?;
     let topic = &member.open.topic;
@@ -206,7 +213,9 @@ pub(crate) async fn join(shared: &Arc<Shared>, subscription: Subscription) -> Re
     let consumer = AmqpQueue {
         queue,
         lease,
+        ahead,
         sources: Mutex::default(),
+        chans: StdMutex::default(),
         held,
         feeding,
         ended: ended.clone(),
@@ -226,12 +235,18 @@ impl AmqpQueue {
     /// Opens one more channel to receive on.
     async fn open(&self, sources: &mut Sources) -> Result<()> {
         let chan = self.member.link.conn().await?.channel().await?;
-        chan.prefetch(AHEAD).await?;
+        chan.prefetch(self.ahead).await?;
         let consumer = chan.consume(&self.queue, "work", false).await?;
+        let chan = Arc::new(chan);
+        {
+            let mut chans = self.chans.lock().unwrap_or_else(PoisonError::into_inner);
+            chans.retain(|chan| chan.strong_count() > 0);
+            chans.push(Arc::downgrade(&chan));
+        }
         sources.next += 1;
         sources.open.push(Source {
             consumer,
-            chan: Arc::new(chan),
+            chan,
             id: sources.next,
         });
         Ok(())
@@ -286,7 +301,7 @@ impl AmqpQueue {
         let held = self.held.lock();
         sources.open.iter().all(|source| {
             let has = held.keys().filter(|(id, _)| *id == source.id).count();
-            has >= usize::from(AHEAD)
+            has >= usize::from(self.ahead)
         })
     }
 
@@ -417,7 +432,7 @@ impl QueueConsumer for AmqpQueue {
         }
         for chan in chans {
             // An answer tells that the acks before it have been read.
-            if let Err(error) = chan.prefetch(AHEAD).await {
+            if let Err(error) = chan.prefetch(self.ahead).await {
                 tracing::debug!(%error, "acks may have been lost with their channel");
             }
         }
@@ -474,10 +489,10 @@ impl QueueConsumer for AmqpQueue {
 
     async fn close(&self) -> Result<()> {
         self.end();
-        let sources = std::mem::take(&mut self.sources.lock().await.open);
-        for source in sources {
+        let chans = std::mem::take(&mut *self.chans.lock().unwrap_or_else(PoisonError::into_inner));
+        for chan in chans.iter().filter_map(Weak::upgrade) {
             // What was not settled goes back with the channel.
-            source.chan.close().await;
+            chan.close().await;
         }
         self.member.ask_to_leave();
         let mut ended = self.ended.clone();

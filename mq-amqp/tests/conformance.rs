@@ -70,13 +70,18 @@ impl StoredFormat for Token {
         vec![1]
     }
 
+    /// The driver's own record has offset 0, and the first message offset 1.
+    fn position(&self) -> u64 {
+        2
+    }
+
     async fn plant(&self, mq: &Mq, url: &str, topic: &str, group: &str, version: u32) -> HarnessResult<()> {
         let id = mq.describe_topic(topic).await?.id.ok_or("the topic has no id")?;
         let driver = AmqpMq::connect(&ConnectUrl::parse(url)?).await?;
         let channel = driver.native().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let body = match version {
-            1 => b"mq1 token epoch=0 seq=0 next=1".to_vec(),
+            1 => b"mq1 token epoch=0 seq=0 next=2".to_vec(),
             newer => format!("mq{newer} whither?").into_bytes(),
         };
         let classic = || {

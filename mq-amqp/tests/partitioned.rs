@@ -1,5 +1,7 @@
 //! The partitioned consumer on a real server, through the driver traits.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod support;
 
 use std::time::Duration;

@@ -68,8 +68,9 @@ async fn stored_formats_are_read_and_newer_ones_refused(cx: Context) -> CaseResu
             plant(&cx, &*format, &topic, &group, version).await?;
             let committed = mq.committed(&topic, &group).await?;
             ensure!(
-                committed.first().map(|p| (p.partition, p.position)) == Some((0, 1)),
-                "version {version} of the {name} says partition 0 is at 1, and was read as {committed:?}"
+                committed.first().map(|p| (p.partition, p.position)) == Some((0, format.position())),
+                "version {version} of the {name} says partition 0 is at {}, and was read as {committed:?}",
+                format.position()
             );
             let consumer = mq.consumer(&topic, &group).await?;
             let taken = take_acked(&cx, &consumer, 2).await?;
