@@ -12,7 +12,7 @@ use std::{
 use mq_amqp::{AmqpConfig, AmqpMq};
 use mq_api::{ErrorKind, Message, driver::Mq, url::ConnectUrl};
 use support::*;
-use test_brokers::{Broker, RabbitMq};
+use test_brokers::RabbitMq;
 
 async fn refusal(config: AmqpConfig) -> ErrorKind {
     let begun = Instant::now();
