@@ -1,5 +1,9 @@
 //! The raw Redis client's way to do each piece of work, with the same payloads, windows, acks and checks as ours.
 
+#[cfg(feature = "peers")]
+mod peer;
+pub mod power;
+
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
@@ -45,7 +49,7 @@ pub struct Raw {
     raw: MultiplexedConnection,
     blocking: MultiplexedConnection,
     next: Cell<u64>,
-    stored: RefCell<HashMap<(u64, usize), String>>,
+    stored: RefCell<HashMap<(&'static str, u64, usize), String>>,
 }
 
 impl std::fmt::Debug for Raw {
@@ -151,6 +155,19 @@ pub fn works(server: Redis, options: &Options) -> Outcome<Vec<Work>> {
         ),
     ];
     works.extend(all.growth());
+    #[cfg(feature = "peers")]
+    works.extend([
+        all.produce(Sending::InFlight(1000), 100)
+            .against("sea-streamer-redis", [Goal::Shown], {
+                let raw = Rc::clone(&raw);
+                move || raw.sea_produce(many, 100, 1000)
+            }),
+        all.consume(many, 100, Mode::Shared)
+            .against("sea-streamer-redis, 100 at once", at_least(1.5), {
+                let raw = Rc::clone(&raw);
+                move || raw.sea_group(many, 100)
+            }),
+    ]);
     Ok(works)
 }
 
@@ -203,6 +220,17 @@ impl Raw {
     }
 
     async fn pipelines(&self, key: &str, payloads: &Payloads, messages: u64, size: u64) -> Outcome<Sample> {
+        self.pipelines_of("payload", key, payloads, messages, size).await
+    }
+
+    async fn pipelines_of(
+        &self,
+        field: &str,
+        key: &str,
+        payloads: &Payloads,
+        messages: u64,
+        size: u64,
+    ) -> Outcome<Sample> {
         let mut raw = self.raw.clone();
         let meter = Meter::start();
         let mut sent = 0;
@@ -213,7 +241,7 @@ impl Raw {
                     .cmd("XADD")
                     .arg(key)
                     .arg("*")
-                    .arg("payload")
+                    .arg(field)
                     .arg(&payloads.of(number)[..]);
             }
             let ids: Vec<String> = batch.query_async(&mut raw).await.map_err(text)?;
@@ -248,12 +276,19 @@ impl Raw {
 
     /// Returns a stream that holds so many messages; it is filled once in a run.
     async fn stored(&self, messages: u64, size: usize) -> Outcome<String> {
-        if let Some(key) = self.stored.borrow().get(&(messages, size)) {
+        self.stored_in("payload", messages, size).await
+    }
+
+    async fn stored_in(&self, field: &'static str, messages: u64, size: usize) -> Outcome<String> {
+        if let Some(key) = self.stored.borrow().get(&(field, messages, size)) {
             return Ok(key.clone());
         }
         let key = self.name();
-        self.pipelines(&key, &Payloads::new(size), messages, 1000).await?;
-        self.stored.borrow_mut().insert((messages, size), key.clone());
+        self.pipelines_of(field, &key, &Payloads::new(size), messages, 1000)
+            .await?;
+        self.stored
+            .borrow_mut()
+            .insert((field, messages, size), key.clone());
         Ok(key)
     }
 
