@@ -280,54 +280,61 @@ impl Holding {
     /// Writes a higher epoch and reads until it comes back: nothing older comes after it. Tells whether the last owner
     /// gave the partition back.
     async fn fence(&mut self, session: &str) -> Result<bool> {
-        let mut best = self.best().cloned().ok_or_else(stream::cancelled)?;
-        let epoch = best.epoch + 1;
-        let mut fence = best.clone();
-        (fence.epoch, fence.seq) = (epoch, 0);
-        session.clone_into(&mut fence.owner);
-        self.send(&fence).await?;
+        let mut mine = Vec::new();
         loop {
-            let limit = self.chan.conn().limit();
-            let next = tokio::time::timeout(limit, self.tokens.next())
-                .await
-                .map_err(|_| Error::timeout("taking a partition over", limit))?;
-            self.take(next)?;
-            let Some((token, _)) = self.held.back() else {
+            let best = self.best().cloned().ok_or_else(stream::cancelled)?;
+            let mut fence = best.clone();
+            (fence.epoch, fence.seq) = (best.epoch + 1, 0);
+            session.clone_into(&mut fence.owner);
+            mine.push(fence.order());
+            self.send(&fence).await?;
+            loop {
+                let limit = self.chan.conn().limit();
+                let next = tokio::time::timeout(limit, self.tokens.next())
+                    .await
+                    .map_err(|_| Error::timeout("taking a partition over", limit))?;
+                self.take(next)?;
+                // Tokens whose acks were lost in a crash come again: the epoch alone does not tell whose one is.
+                if self
+                    .held
+                    .back()
+                    .is_some_and(|(token, _)| token.owner == session && token.order() == fence.order())
+                {
+                    break;
+                }
+            }
+            let newest = newest(
+                self.held
+                    .iter()
+                    .map(|(token, _)| token)
+                    .filter(|token| token.owner != session || !mine.contains(&token.order())),
+            )
+            .cloned()
+            .ok_or_else(stream::cancelled)?;
+            if newest.epoch >= fence.epoch {
+                // There was more in the queue than the first token told.
                 continue;
-            };
-            if token.epoch == epoch {
-                break;
             }
-            if token.order() > best.order() {
-                best = token.clone();
+            let clean = newest.owner.is_empty();
+            self.token = newest;
+            (self.token.epoch, self.token.seq) = fence.order();
+            session.clone_into(&mut self.token.owner);
+            if self.token.next != fence.next
+                || self.token.acked != fence.acked
+                || self.token.attempts != fence.attempts
+            {
+                self.token.seq += 1;
+                let token = self.token.clone();
+                self.send(&token).await?;
             }
+            self.settle().await?;
+            return Ok(clean);
         }
-        let clean = best.owner.is_empty();
-        (best.epoch, best.seq) = (epoch, 0);
-        session.clone_into(&mut best.owner);
-        self.token = best;
-        if self.token.next != fence.next
-            || self.token.acked != fence.acked
-            || self.token.attempts != fence.attempts
-        {
-            // What came between was newer than what the fence says.
-            self.token.seq += 1;
-            let token = self.token.clone();
-            self.send(&token).await?;
-        }
-        self.settle().await?;
-        Ok(clean)
     }
 
     /// Returns the newest of what came; of equals the first, which is how two first members agree.
     fn best(&self) -> Option<&Token> {
-        let mut best: Option<&Token> = None;
-        for (token, _) in &self.held {
-            if best.is_none_or(|best| token.order() > best.order()) {
-                best = Some(token);
-            }
-        }
-        best
+        newest(self.held.iter().map(|(token, _)| token))
     }
 
     /// Acks all but the newest.
@@ -420,6 +427,10 @@ impl Holding {
         self.token = token;
         Ok(CommitOutcome::Stored)
     }
+}
+
+fn newest<'a>(tokens: impl Iterator<Item = &'a Token>) -> Option<&'a Token> {
+    tokens.reduce(|best, token| if token.order() > best.order() { token } else { best })
 }
 
 fn refused() -> Error {
