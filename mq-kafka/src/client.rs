@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long a thread of the driver waits for events of its client before it looks around.
-pub(crate) const LOOK: Duration = Duration::from_millis(50);
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 /// Stands where the library wants the name of a group. Nothing is joined or stored under it.
 const NO_GROUP: &str = "mq-client";

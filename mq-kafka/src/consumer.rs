@@ -1,6 +1,10 @@
 //! The partitioned consumer: a member of a classic group with cooperative assignment.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use mq_api::{
@@ -22,6 +26,11 @@ use crate::{
     outbox::{KafkaEvents, Outbox},
     session,
 };
+
+/// How long a commit that met a new generation of the group is tried again before that is an error.
+const REBALANCE_LIMIT: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Controls one member of a group on Kafka.
 #[derive(Debug)]
@@ -88,12 +97,12 @@ pub(crate) async fn join(
     };
     let consumer = KafkaConsumer {
         member: Arc::clone(&member),
-        ended,
+        ended: ended.clone(),
         _guard: LeaveOnDrop(Arc::clone(&member)),
     };
     // Both end when the member leaves, which the guards ask it to.
     tokio::spawn(session::run(Arc::clone(&member), subscription.prefetch, todo));
-    tokio::spawn(session::pass_wakes_on(Arc::clone(&member)));
+    tokio::spawn(session::pass_wakes_on(Arc::clone(&member), ended.clone()));
     member
         .consumer()?
         .subscribe(&[&topic])
@@ -200,6 +209,7 @@ impl driver::Consumer for KafkaConsumer {
         let mut results: Vec<Option<Result<CommitOutcome>>> = Vec::with_capacity(commits.len());
         let mut positions = Vec::with_capacity(commits.len());
         let mut stored = Vec::with_capacity(commits.len());
+        let mut ids = Vec::with_capacity(commits.len());
         for commit in &commits {
             let beside = member.link.outbox.part(commit.assignment, |part| Stored {
                 topic_id: part.stored.topic_id.clone(),
@@ -214,12 +224,12 @@ impl driver::Consumer for KafkaConsumer {
                 let text = beside.encode(commit.position);
                 positions.push((commit.assignment.partition, commit.position, text));
                 stored.push(beside);
+                ids.push(commit.assignment);
             }
         }
-        let limit = member.client.config.request_timeout;
         let mut outcomes = Vec::new();
         if !positions.is_empty() {
-            outcomes = self.store(&positions, limit).await;
+            outcomes = self.store(&positions, &ids).await;
         }
         let mut outcomes = outcomes.into_iter().zip(stored);
         commits
@@ -280,32 +290,71 @@ impl driver::Consumer for KafkaConsumer {
 }
 
 impl KafkaConsumer {
-    /// Stores positions and says what became of each.
+    /// Stores positions and says what became of each. What met a new generation of the group, while the member keeps the
+    /// partition, is stored again in that one.
     async fn store(
         &self,
         positions: &[(u32, Offset, String)],
-        limit: Duration,
+        ids: &[AssignmentId],
     ) -> Vec<Result<CommitOutcome>> {
         let member = &self.member;
-        let heard = match member.store(positions) {
-            Ok(receivers) => session::heard(receivers, limit).await,
-            Err(error) => Err(error),
-        };
-        let what = |partition: u32| format!("commit of partition {partition} of topic {:?}", member.topic);
-        match heard {
-            Err(error) => {
-                let error = member.client.cause.explain(error);
-                positions.iter().map(|_| Err(error.clone())).collect()
+        let begun = Instant::now();
+        let limit = member.client.config.request_timeout;
+        let mut outcomes: Vec<Result<(), Code>> = positions.iter().map(|_| Err(Code::InProgress)).collect();
+        let mut open: Vec<usize> = (0..positions.len()).collect();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let now: Vec<_> = open.iter().filter_map(|at| positions.get(*at)).cloned().collect();
+            let heard = match member.store(&now) {
+                Ok(receivers) => session::heard(receivers, limit.saturating_sub(begun.elapsed())).await,
+                Err(error) => Err(error),
+            };
+            let heard = match heard {
+                Ok(heard) => heard,
+                Err(error) => {
+                    let error = member.client.cause.explain(error);
+                    let failed = |at: usize| open.contains(&at).then(|| Err(error.clone()));
+                    let outcomes = outcomes.into_iter().enumerate();
+                    return outcomes
+                        .map(|(at, outcome)| failed(at).unwrap_or_else(|| self.outcome(ids.get(at), outcome)))
+                        .collect();
+                }
+            };
+            for (at, outcome) in open.iter().zip(heard) {
+                if let Some(place) = outcomes.get_mut(*at) {
+                    *place = outcome;
+                }
             }
-            Ok(outcomes) => positions
-                .iter()
-                .zip(outcomes)
-                .map(|((partition, ..), outcome)| match outcome {
-                    Ok(()) => Ok(CommitOutcome::Stored),
-                    Err(code) if error::is_lost(code) => Ok(CommitOutcome::Lost),
-                    Err(code) => Err(error::from_code(&what(*partition), code)),
-                })
-                .collect(),
+            open.retain(|at| {
+                let outdated = matches!(outcomes.get(*at), Some(Err(code)) if error::is_outdated(*code));
+                // A tenure that is over must not be stored in the next one.
+                outdated && ids.get(*at).is_some_and(|id| member.link.outbox.part(*id, |_| ()).is_some())
+            });
+            if open.is_empty() || begun.elapsed() >= REBALANCE_LIMIT.min(limit) {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        let outcomes = outcomes.into_iter().enumerate();
+        outcomes
+            .map(|(at, outcome)| self.outcome(ids.get(at), outcome))
+            .collect()
+    }
+
+    fn outcome(&self, id: Option<&AssignmentId>, outcome: Result<(), Code>) -> Result<CommitOutcome> {
+        let member = &self.member;
+        match outcome {
+            Ok(()) => Ok(CommitOutcome::Stored),
+            Err(code) if error::is_lost(code) => Ok(CommitOutcome::Lost),
+            Err(code) if error::is_outdated(code) => {
+                let stands = id.is_some_and(|id| member.link.outbox.part(*id, |_| ()).is_some());
+                match stands {
+                    true => Err(error::from_code(&format!("commit of topic {:?}", member.topic), code)),
+                    false => Ok(CommitOutcome::Lost),
+                }
+            }
+            Err(code) => Err(error::from_code(&format!("commit of topic {:?}", member.topic), code)),
         }
     }
 }

@@ -162,12 +162,16 @@ pub(crate) fn newer_format(what: &str, version: &str) -> Error {
 pub(crate) fn is_lost(code: Code) -> bool {
     matches!(
         code,
-        Code::IllegalGeneration
-            | Code::UnknownMemberId
-            | Code::FencedInstanceId
-            | Code::FencedMemberEpoch
-            | Code::StaleMemberEpoch
-            | Code::AssignmentLost
+        Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch | Code::AssignmentLost
+    )
+}
+
+/// Tells whether a code says that the group has moved on to a generation that this member has not heard of yet. A
+/// cooperative rebalance leaves it what it need not give back, so that nothing is lost by that.
+pub(crate) fn is_outdated(code: Code) -> bool {
+    matches!(
+        code,
+        Code::IllegalGeneration | Code::RebalanceInProgress | Code::StaleMemberEpoch
     )
 }
 

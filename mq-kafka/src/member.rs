@@ -20,12 +20,13 @@ use rdkafka::{
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, KafkaResult},
+    topic_partition_list::TopicPartitionListElem,
     types::{RDKafkaErrorCode as Code, RDKafkaRespErr as RespErr},
 };
 use tokio::sync::{Notify, mpsc::UnboundedSender, oneshot, watch};
 
 use crate::{
-    client::{self, Cause, Client, LOOK},
+    client::{self, Cause, Client},
     error, ffi,
     outbox::Outbox,
     watch::TopicWatch,
@@ -52,6 +53,9 @@ pub(crate) enum Job {
     },
     /// The broker does not have what a tenure wants to read next.
     Reset { id: AssignmentId, at: Offset },
+    /// Partitions are this member's, and nobody reads them: a lease ran out while the session lived, or the generation
+    /// changed while they were taken over.
+    Retake(Vec<u32>),
 }
 
 /// What the library has asked and was not told yet.
@@ -61,7 +65,21 @@ pub(crate) enum Question {
     Revoke(Vec<u32>),
 }
 
-type Waiting = HashMap<u32, VecDeque<oneshot::Sender<Result<(), Code>>>>;
+/// Commits under way, by partition.
+type Waiting = HashMap<u32, VecDeque<Sent>>;
+
+/// Waits for the result of one commit, which is told by what was committed: results may overtake each other.
+struct Sent {
+    position: Offset,
+    beside: String,
+    done: oneshot::Sender<Result<(), Code>>,
+}
+
+impl Sent {
+    fn is(&self, element: &TopicPartitionListElem<'_>) -> bool {
+        element.offset() == client::raw_offset(self.position) && element.metadata() == self.beside
+    }
+}
 
 /// What the callbacks of the library reach.
 pub(crate) struct Link {
@@ -69,7 +87,6 @@ pub(crate) struct Link {
     pub(crate) cause: Arc<Cause>,
     pub(crate) outbox: Arc<Outbox>,
     jobs: UnboundedSender<Job>,
-    /// Commits under way, in order for each partition.
     commits: Mutex<Waiting>,
     pub(crate) question: Mutex<Option<Question>>,
     pub(crate) leaving: AtomicBool,
@@ -101,12 +118,14 @@ impl Link {
                 .err()
                 .map(|error| error.rdkafka_error_code().unwrap_or(Code::Fail));
             let outcome = own.or(whole).map_or(Ok(()), Err);
-            let waiting = u32::try_from(element.partition())
-                .ok()
-                .and_then(|partition| commits.get_mut(&partition)?.pop_front());
-            if let Some(waiting) = waiting {
+            let sent = u32::try_from(element.partition()).ok().and_then(|partition| {
+                let sent = commits.get_mut(&partition)?;
+                let place = sent.iter().position(|sent| sent.is(&element))?;
+                sent.remove(place)
+            });
+            if let Some(sent) = sent {
                 // Whoever waited may have given up.
-                let _ = waiting.send(outcome);
+                let _ = sent.done.send(outcome);
             }
         }
     }
@@ -237,6 +256,26 @@ impl Member {
         store(&consumer, &self.link, positions)
     }
 
+    /// Tells which of these partitions the library holds for this member, in no generation that is over. `None` while it
+    /// waits for an answer about its partitions.
+    pub(crate) fn held(&self, partitions: &[u32]) -> Result<Option<Vec<u32>>> {
+        let consumer = self.consumer()?;
+        if lock(&self.link.question).is_some() {
+            return Ok(None);
+        }
+        if consumer.assignment_lost() {
+            return Ok(Some(Vec::new()));
+        }
+        let held = consumer
+            .assignment()
+            .map_err(|error| error::from_kafka("looking at the assignment", &error))?;
+        let holds = |partition: &u32| {
+            held.find_partition(&self.link.topic, client::number(*partition))
+                .is_some()
+        };
+        Ok(Some(partitions.iter().copied().filter(holds).collect()))
+    }
+
     /// Answers the library's question, unless the thread has done so as it left. Blocks for a moment.
     pub(crate) fn answer(
         &self,
@@ -258,9 +297,14 @@ impl Member {
         change: impl FnOnce(&BaseConsumer<MemberContext>) -> KafkaResult<()>,
     ) -> Result<()> {
         let consumer = self.consumer()?;
-        let _question = lock(&self.link.question);
+        let question = lock(&self.link.question);
         if self.link.is_leaving() {
             return Err(Error::closed("consumer"));
+        }
+        if question.is_some() {
+            // The library would take it for the answer.
+            let why = "the group is being rebalanced";
+            return Err(Error::new(mq_api::ErrorKind::Interrupted, why));
         }
         change(&consumer).map_err(|error| error::from_kafka("changing the assignment", &error))
     }
@@ -273,7 +317,7 @@ fn store(
 ) -> Result<Vec<oneshot::Receiver<Result<(), Code>>>> {
     let mut list = TopicPartitionList::with_capacity(positions.len());
     let mut receivers = Vec::with_capacity(positions.len());
-    // Held over the call, so that the order here is the order of the commits.
+    // Held over the call: no result comes before it is known who waits for it.
     let mut commits = lock(&link.commits);
     for (partition, position, beside) in positions {
         let mut element = list.add_partition(&link.topic, client::number(*partition));
@@ -283,9 +327,15 @@ fn store(
             .map_err(|error| error::from_kafka("commit", &error))?;
     }
     ffi::commit(consumer, &list).map_err(|code| error::from_code("commit", code))?;
-    for (partition, ..) in positions {
+    for (partition, position, beside) in positions {
         let (done, receiver) = oneshot::channel();
-        commits.entry(*partition).or_default().push_back(done);
+        let sent = commits.entry(*partition).or_default();
+        sent.retain(|sent| !sent.done.is_closed());
+        sent.push_back(Sent {
+            position: *position,
+            beside: beside.clone(),
+            done,
+        });
         receivers.push(receiver);
     }
     Ok(receivers)
@@ -296,7 +346,7 @@ pub(crate) fn run(member: &Member, alive: watch::Sender<()>) {
     let Ok(consumer) = member.consumer() else { return };
     while !member.link.is_leaving() {
         let look = member.clock.now();
-        if let Some(Err(error)) = consumer.poll(LOOK) {
+        if let Some(Err(error)) = consumer.poll(member.client.config.look) {
             trouble(member, &error);
         }
         if consumer.assignment_lost() {

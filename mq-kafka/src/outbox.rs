@@ -133,7 +133,10 @@ impl Outbox {
         for id in &gone {
             parts.remove(&id.partition);
         }
+        let partitions = gone.iter().map(|id| id.partition).collect();
         control.push_back(Event::Lost(gone));
+        // The group may not have noticed. Nobody hears it once the member is leaving.
+        let _ = self.jobs.send(Job::Retake(partitions));
         drop(inner);
         self.wake();
     }
@@ -200,13 +203,15 @@ impl Outbox {
             }
             let taken = take(&raw, part.next);
             drop(raw);
-            if let Some(code) = taken.error {
+            if let Some(code) = taken.error.filter(|code| *code != Code::PartitionEOF) {
                 self.trouble(part, code);
             }
+            let skipped = taken.next > part.next;
             part.next = part.next.max(taken.next);
-            if !taken.records.is_empty() {
-                let weight = taken.bytes / taken.records.len();
+            if let Some(weight) = taken.bytes.checked_div(taken.records.len()) {
                 part.weight = (part.weight + weight).div_ceil(2);
+            }
+            if !taken.records.is_empty() || skipped {
                 return Some(Batch::new(
                     part.id,
                     part.generation,
@@ -252,6 +257,11 @@ fn take(raw: &RawBatch<'_>, next: Offset) -> Taken {
     taken.records.reserve(messages().count());
     for message in raw.iter() {
         if let Some(code) = message.error() {
+            if code == Code::PartitionEOF {
+                // What is not for readers, such as an aborted transaction, may stand before the end.
+                let end = u64::try_from(message.offset()).unwrap_or(0);
+                taken.next = taken.next.max(end);
+            }
             taken.error = Some(code);
             continue;
         }

@@ -7,11 +7,11 @@ use mq_api::{
     driver::{Assignment, AssignmentId, Event, Prefetch},
 };
 use rdkafka::{consumer::Consumer, types::RDKafkaErrorCode as Code};
-use tokio::sync::{mpsc::UnboundedReceiver, oneshot};
+use tokio::sync::{mpsc::UnboundedReceiver, oneshot, watch};
 
 use crate::{
     client, error,
-    ffi::PartitionQueue,
+    ffi::{self, PartitionQueue},
     format::Stored,
     member::{Job, Member},
     outbox::Part,
@@ -28,6 +28,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a member that waits for the engine looks whether its session is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// An epoch is the group's generation, and below it in so many bits how often this member has taken over in it.
+const TIMES_BITS: u32 = 16;
 
 /// Does a member's jobs until it leaves.
 pub(crate) async fn run(member: Arc<Member>, prefetch: Prefetch, mut jobs: UnboundedReceiver<Job>) {
@@ -35,6 +37,7 @@ pub(crate) async fn run(member: Arc<Member>, prefetch: Prefetch, mut jobs: Unbou
         member,
         prefetch,
         outage: false,
+        taken: (0, 0),
     };
     let member = Arc::clone(&session.member);
     let mut seen = member.watch.follow();
@@ -62,15 +65,15 @@ pub(crate) async fn run(member: Arc<Member>, prefetch: Prefetch, mut jobs: Unbou
 
 /// Passes the wake-ups of the queues on. The library gives them under a lock of its own, where the engine's waker must
 /// not be woken.
-pub(crate) async fn pass_wakes_on(member: Arc<Member>) {
+pub(crate) async fn pass_wakes_on(member: Arc<Member>, mut ended: watch::Receiver<()>) {
     let incoming = Arc::clone(&member.incoming);
-    let outbox = Arc::downgrade(&member.link.outbox);
+    let outbox = Arc::clone(&member.link.outbox);
     drop(member);
     loop {
-        incoming.notified().await;
-        match outbox.upgrade() {
-            Some(outbox) => outbox.wake(),
-            None => return,
+        tokio::select! {
+            () = incoming.notified() => outbox.wake(),
+            // Closed when the member has left.
+            _ = ended.changed() => return,
         }
     }
 }
@@ -79,14 +82,27 @@ struct Session {
     member: Arc<Member>,
     prefetch: Prefetch,
     outage: bool,
+    /// The last generation in which partitions were taken over, and how often that was.
+    taken: (u64, u64),
 }
 
 /// Why partitions were not taken over.
 enum Refused {
     /// The session ended meanwhile.
     Lost,
+    /// The group has a new generation, which the member hears of once it has answered for this one.
+    Outdated,
     /// The member leaves, or has ended with an error.
     Over,
+}
+
+/// What became of taking partitions over.
+enum Takeover {
+    Done(Vec<(Part, Assignment)>),
+    /// The group has given them to somebody else.
+    Lost,
+    /// The group has a new generation, in which they may still be this member's.
+    Outdated,
 }
 
 impl Session {
@@ -127,6 +143,7 @@ impl Session {
                 let _ = done.send(result);
             }
             Job::Reset { id, at } => self.reset(id, at).await,
+            Job::Retake(partitions) => self.retake(partitions).await,
         }
     }
 
@@ -135,6 +152,10 @@ impl Session {
             Ok(taken) => taken,
             Err(Refused::Over) => return,
             Err(Refused::Lost) => Vec::new(),
+            Err(Refused::Outdated) => {
+                self.ask_to_retake(partitions.clone());
+                Vec::new()
+            }
         };
         let mine = !taken.is_empty();
         let offsets: Vec<(u32, Offset)> = taken
@@ -185,8 +206,9 @@ impl Session {
         let mut pause = FIRST_PAUSE;
         loop {
             let trouble = match self.try_take_over(partitions, generation).await {
-                Ok(Some(taken)) => return Ok(taken),
-                Ok(None) => return Err(Refused::Lost),
+                Ok(Takeover::Done(taken)) => return Ok(taken),
+                Ok(Takeover::Lost) => return Err(Refused::Lost),
+                Ok(Takeover::Outdated) => return Err(Refused::Outdated),
                 Err(trouble) => trouble,
             };
             let member = &self.member;
@@ -221,12 +243,8 @@ impl Session {
         }
     }
 
-    /// Tries it once; `None` where the group has given the partitions to somebody else meanwhile.
-    async fn try_take_over(
-        &self,
-        partitions: &[u32],
-        generation: i32,
-    ) -> Result<Option<Vec<(Part, Assignment)>>> {
+    async fn try_take_over(&mut self, partitions: &[u32], generation: i32) -> Result<Takeover> {
+        let epoch = self.next_epoch(generation);
         let member = &self.member;
         let topic_id = member.watch.id.as_deref();
         let mut stored = member
@@ -246,7 +264,6 @@ impl Session {
             }
         }
         let consumer = member.consumer()?;
-        let epoch = u64::try_from(generation).unwrap_or(0);
         let lease = member.clock.now() + member.lease;
         let mut taken = Vec::with_capacity(partitions.len());
         let mut marks = Vec::with_capacity(partitions.len());
@@ -299,7 +316,8 @@ impl Session {
         for outcome in heard(member.store(&marks)?, MARK_LIMIT).await? {
             match outcome {
                 Ok(()) => {}
-                Err(code) if error::is_lost(code) => return Ok(None),
+                Err(code) if error::is_lost(code) => return Ok(Takeover::Lost),
+                Err(code) if error::is_outdated(code) => return Ok(Takeover::Outdated),
                 Err(code) => return Err(error::from_code("taking partitions over", code)),
             }
         }
@@ -307,7 +325,82 @@ impl Session {
         for (part, _) in &taken {
             part.lease.renew(member.clock.now() + member.lease);
         }
-        Ok(Some(taken))
+        Ok(Takeover::Done(taken))
+    }
+
+    /// Returns an epoch above all that were used for the group's partitions before.
+    fn next_epoch(&mut self, generation: i32) -> u64 {
+        let generation = u64::try_from(generation).unwrap_or(0);
+        let (last, times) = self.taken;
+        self.taken = match last == generation {
+            true => (generation, times + 1),
+            false => (generation, 0),
+        };
+        (generation << TIMES_BITS) + self.taken.1.min((1 << TIMES_BITS) - 1)
+    }
+
+    fn ask_to_retake(&self, partitions: Vec<u32>) {
+        // The member is leaving where nobody hears it.
+        let _ = self.member.link.do_next(Job::Retake(partitions));
+    }
+
+    /// Takes over again what the library holds for this member and nobody reads.
+    async fn retake(&mut self, partitions: Vec<u32>) {
+        let member = Arc::clone(&self.member);
+        let held = match member.held(&partitions) {
+            Ok(Some(held)) => held,
+            // What the library asks for stands behind this job: then it is looked at again.
+            Ok(None) => return self.ask_to_retake(partitions),
+            Err(error) => {
+                tracing::debug!(topic = %member.topic, %error, "partitions are not taken again");
+                return;
+            }
+        };
+        let unread: Vec<u32> = member.link.outbox.change(|parts, _| {
+            let unread = held
+                .into_iter()
+                .filter(|partition| !parts.contains_key(partition));
+            unread.collect()
+        });
+        if unread.is_empty() {
+            return;
+        }
+        let generation = member
+            .consumer()
+            .map_or(-1, |consumer| ffi::generation(&consumer));
+        let mut taken = match self.try_take_over(&unread, generation).await {
+            Ok(Takeover::Done(taken)) => taken,
+            Ok(Takeover::Lost) => return,
+            Ok(Takeover::Outdated) => return self.retake_later(unread).await,
+            Err(error) => {
+                tracing::debug!(topic = %member.topic, %error, "taking partitions again is tried again");
+                return self.retake_later(unread).await;
+            }
+        };
+        for (part, _) in &mut taken {
+            // The library reads from somewhere else until it is told.
+            part.moving = true;
+        }
+        let places: Vec<(AssignmentId, Offset)> = taken.iter().map(|(part, _)| (part.id, part.next)).collect();
+        member.link.outbox.change(|parts, control| {
+            let mut assignments = Vec::with_capacity(taken.len());
+            for (part, assignment) in taken {
+                parts.insert(part.id.partition, part);
+                assignments.push(assignment);
+            }
+            control.push_back(Event::Assigned(assignments));
+        });
+        for (id, offset) in places {
+            if let Err(error) = self.move_to(id, offset, None).await {
+                tracing::debug!(topic = %member.topic, partition = id.partition, %error, "reading is begun again later");
+                self.reset(id, offset).await;
+            }
+        }
+    }
+
+    async fn retake_later(&self, partitions: Vec<u32>) {
+        let _ = tokio::time::timeout(FIRST_PAUSE, self.member.link.leave.notified()).await;
+        self.ask_to_retake(partitions);
     }
 
     async fn revoke(&mut self, partitions: Vec<u32>, lost: bool) {

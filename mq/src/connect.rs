@@ -9,6 +9,8 @@ const SCHEMES: &[(&str, &str)] = &[
     ("amqp", "amqp"),
     ("amqps", "amqp"),
     ("memory", "memory"),
+    ("kafka", "kafka"),
+    ("kafka+tls", "kafka"),
     ("redis", "redis"),
     ("rediss", "redis"),
     ("rocketmq", "rocketmq"),
@@ -169,6 +171,10 @@ async fn dispatch(url: &ConnectUrl, client: ClientOptions) -> Result<Mq> {
         "amqp" | "amqps" => {
             let client = url.apply_to(client)?;
             let driver = mq_amqp::AmqpMq::connect(url).await?;
+        #[cfg(feature = "kafka")]
+        "kafka" | "kafka+tls" => {
+            let client = url.apply_to(client)?;
+            let driver = mq_kafka::KafkaMq::connect(url).await?;
             Ok(Mq::from_driver_with(driver, client))
         }
         #[cfg(feature = "redis")]
@@ -245,6 +251,7 @@ mod tests {
         let compiled = |feature| match feature {
             "amqp" => cfg!(feature = "amqp"),
             "memory" => cfg!(feature = "memory"),
+            "kafka" => cfg!(feature = "kafka"),
             "redis" => cfg!(feature = "redis"),
             "rocketmq" => cfg!(feature = "rocketmq"),
             other => panic!("feature {other:?} is not in this list"),

@@ -37,6 +37,7 @@
 //! |---|---|---|
 //! | `memory://`, `memory://name` | `memory` (default) | a broker in this process, private or shared by its name |
 //! | `amqp://user:password@host:port/vhost`, `amqps://` | `amqp` | RabbitMQ |
+//! | `kafka://host:port,host2:port`, `kafka+tls://` | `kafka` | Apache Kafka |
 //! | `redis://host:port/database`, `rediss://` | `redis` | Redis Streams |
 //! | `rocketmq://host:port,host2:port`, `rocketmq+tls://` | `rocketmq` | Apache RocketMQ; the hosts are nameservers |
 //!
@@ -48,6 +49,8 @@ mod connect;
 #[cfg(feature = "amqp")]
 pub use mq_amqp as amqp;
 pub use mq_api::*;
+#[cfg(feature = "kafka")]
+pub use mq_kafka as kafka;
 #[cfg(feature = "memory")]
 pub use mq_memory as memory;
 #[cfg(feature = "redis")]
