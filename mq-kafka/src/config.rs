@@ -402,8 +402,9 @@ impl KafkaConfig {
         let mut client = self.reading(group, prefetch);
         client
             .set("partition.assignment.strategy", "cooperative-sticky")
-            // The end of what there is shows where a reader is that was given nothing: behind an aborted transaction.
-            .set("enable.partition.eof", "true")
+            // In batches the library counts the mark of the end as a message, and passes over the next one after a
+            // rebalance.
+            .set("enable.partition.eof", "false")
             .set("session.timeout.ms", millis(session))
             .set("heartbeat.interval.ms", millis(heartbeat(session)))
             .set(

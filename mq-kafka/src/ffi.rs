@@ -13,7 +13,7 @@ use std::{
     slice,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -47,7 +47,11 @@ pub(crate) struct Signal {
 pub(crate) struct PartitionQueue<C: ConsumerContext> {
     queue: NonNull<sys::rd_kafka_queue_t>,
     signal: Arc<Signal>,
-    _consumer: Arc<BaseConsumer<C>>,
+    /// Where the library stood after the last read: above the last message, and above what is not for readers.
+    stood: AtomicI64,
+    topic: CString,
+    partition: i32,
+    consumer: Arc<BaseConsumer<C>>,
 }
 
 // SAFETY: a queue of librdkafka has a lock of its own and may be used and destroyed from any thread.
@@ -93,7 +97,10 @@ impl<C: ConsumerContext> PartitionQueue<C> {
         Some(Self {
             queue,
             signal,
-            _consumer: Arc::clone(consumer),
+            stood: AtomicI64::new(i64::MAX),
+            topic,
+            partition,
+            consumer: Arc::clone(consumer),
         })
     }
 
@@ -119,6 +126,27 @@ impl<C: ConsumerContext> PartitionQueue<C> {
             full: count == most,
             _queue: PhantomData,
         }
+    }
+}
+
+impl<C: ConsumerContext> PartitionQueue<C> {
+    /// Returns where the library stands where the last read has moved it.
+    pub(crate) fn passed(&self) -> Option<u64> {
+        // SAFETY: the list is made, filled, read and destroyed here; the name outlives the call, which copies it.
+        let stands = unsafe {
+            let list = sys::rd_kafka_topic_partition_list_new(1);
+            let element = sys::rd_kafka_topic_partition_list_add(list, self.topic.as_ptr(), self.partition);
+            let code = sys::rd_kafka_position(self.consumer.client().native_ptr(), list);
+            let stands = match check(code) {
+                Ok(()) => (*element).offset,
+                Err(_) => -1,
+            };
+            sys::rd_kafka_topic_partition_list_destroy(list);
+            stands
+        };
+        // A move to somewhere else takes it back first, so that only reading raises it.
+        let stood = self.stood.swap(stands, Ordering::Relaxed);
+        u64::try_from(stands).ok().filter(|_| stands > stood)
     }
 }
 

@@ -201,9 +201,11 @@ impl Outbox {
             if raw.is_full() {
                 part.queue.signal().ready.store(true, Ordering::Release);
             }
-            let taken = take(&raw, part.next);
+            let mut taken = take(&raw, part.next);
             drop(raw);
-            if let Some(code) = taken.error.filter(|code| *code != Code::PartitionEOF) {
+            // What is not for readers, such as the marks of transactions, is passed over without a message.
+            taken.next = taken.next.max(part.queue.passed().unwrap_or(0));
+            if let Some(code) = taken.error {
                 self.trouble(part, code);
             }
             let skipped = taken.next > part.next;
@@ -257,11 +259,6 @@ fn take(raw: &RawBatch<'_>, next: Offset) -> Taken {
     taken.records.reserve(messages().count());
     for message in raw.iter() {
         if let Some(code) = message.error() {
-            if code == Code::PartitionEOF {
-                // What is not for readers, such as an aborted transaction, may stand before the end.
-                let end = u64::try_from(message.offset()).unwrap_or(0);
-                taken.next = taken.next.max(end);
-            }
             taken.error = Some(code);
             continue;
         }
