@@ -248,7 +248,8 @@ impl Context {
         )
     }
 
-    /// Creates a topic of its own; it is deleted behind the case.
+    /// Creates a topic of its own; it is deleted behind the case. A case that needs one group names it like its topic, so
+    /// that no two cases share a name: a backend may move the members of one name together, whatever they read.
     pub(crate) async fn topic(&self, hint: &str, partitions: u32) -> CaseResult<String> {
         let name = self.name(hint);
         self.delete_later(&name);

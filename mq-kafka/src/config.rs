@@ -40,6 +40,8 @@ pub struct KafkaConfig {
     /// How long a group member may be silent before others take its partitions over. Default: 6 s, at least 1 s; the
     /// broker has bounds of its own.
     pub session_timeout: Duration,
+    /// How the members of a group agree. Default: classic.
+    pub group_protocol: GroupProtocol,
     /// Settings of librdkafka by their names, less those that the driver's promises rest on.
     pub properties: BTreeMap<String, String>,
     /// How long a member's thread waits for its client before it looks around and renews leases.
@@ -57,6 +59,22 @@ pub enum SaslMechanism {
     ScramSha256,
     /// A proof of the password, by SHA-512.
     ScramSha512,
+}
+
+/// Names how the members of a group agree on who reads what. All members of a group must have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupProtocol {
+    /// The members agree among themselves, by the cooperative assignment.
+    #[default]
+    Classic,
+    /// The broker decides (KIP-848, Kafka 4.0 and later). How long a member may be silent and how often it tells that it
+    /// lives are then the broker's settings; `session_timeout` must not be longer than the broker's.
+    Consumer,
+}
+
+impl GroupProtocol {
+    const NAMES: [(&'static str, Self); 2] = [("classic", Self::Classic), ("consumer", Self::Consumer)];
 }
 
 impl SaslMechanism {
@@ -120,8 +138,11 @@ const OWN: &[(&str, &str)] = &[
     ("message.max.bytes", "the limits of the producer say it"),
     ("allow.auto.create.topics", "an unknown topic is an error"),
     ("group.id", "the name of the group is it"),
-    ("group.protocol", "leases rest on the classic protocol"),
-    ("group.remote.assignor", "leases rest on the classic protocol"),
+    ("group.protocol", "option `group_protocol` says it"),
+    (
+        "group.remote.assignor",
+        "every member of a group must have the same one",
+    ),
     (
         "group.instance.id",
         "a member that leaves gives its partitions back at once",
@@ -163,6 +184,7 @@ impl KafkaConfig {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             session_timeout: Duration::from_secs(6),
+            group_protocol: GroupProtocol::default(),
             properties: BTreeMap::new(),
             look: client::LOOK,
         }
@@ -211,6 +233,13 @@ impl KafkaConfig {
         self
     }
 
+    /// Sets how the members of a group agree.
+    #[must_use]
+    pub fn with_group_protocol(mut self, protocol: GroupProtocol) -> Self {
+        self.group_protocol = protocol;
+        self
+    }
+
     /// Sets one of librdkafka's own settings.
     #[must_use]
     pub fn with_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
@@ -229,7 +258,7 @@ impl KafkaConfig {
 
     /// Takes a URL apart: `kafka://user:password@host1:port,host2:port`, or `kafka+tls` for TLS, and the options
     /// `mechanism` (`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`), `ca`, `connect_timeout`, `command_timeout`,
-    /// `session_timeout`, and `librdkafka.x` for each setting `x` of the library.
+    /// `session_timeout`, `group_protocol` (`classic`, `consumer`), and `librdkafka.x` for each setting `x` of the library.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`], naming the part and its rule.
@@ -275,6 +304,9 @@ impl KafkaConfig {
         }
         if let Some(timeout) = options.take_duration("session_timeout")? {
             config.session_timeout = timeout;
+        }
+        if let Some(protocol) = options.take_word("group_protocol", &GroupProtocol::NAMES)? {
+            config.group_protocol = protocol;
         }
         config.properties = options.take_prefixed("librdkafka.").into_iter().collect();
         options.finish()?;
@@ -400,13 +432,18 @@ impl KafkaConfig {
     /// Returns what a member of a group gets.
     pub(crate) fn member(&self, group: &str, prefetch: Prefetch, session: Duration) -> ClientConfig {
         let mut client = self.reading(group, prefetch);
+        match self.group_protocol {
+            GroupProtocol::Classic => client
+                .set("partition.assignment.strategy", "cooperative-sticky")
+                .set("session.timeout.ms", millis(session))
+                .set("heartbeat.interval.ms", millis(heartbeat(session))),
+            // The rest of it is the broker's to say.
+            GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
+        };
         client
-            .set("partition.assignment.strategy", "cooperative-sticky")
             // In batches the library counts the mark of the end as a message, and passes over the next one after a
             // rebalance.
             .set("enable.partition.eof", "false")
-            .set("session.timeout.ms", millis(session))
-            .set("heartbeat.interval.ms", millis(heartbeat(session)))
             .set(
                 "max.poll.interval.ms",
                 millis(session.max(Duration::from_secs(300))),
@@ -504,6 +541,7 @@ mod tests {
             ("kafka://a?session_timeout=1ms", "session_timeout"),
             ("kafka://a?connect_timeout=2h", "connect_timeout"),
             ("kafka://a?colour=red", "colour"),
+            ("kafka://a?group_protocol=gossip", "group_protocol"),
             ("kafka://a?librdkafka.acks=0", "acks"),
             ("kafka://a?librdkafka.enable.idempotence=false", "idempotence"),
             (
@@ -531,6 +569,10 @@ mod tests {
             config.producer(),
             config.reading("g", prefetch),
             config.member("g", prefetch, Duration::from_secs(6)),
+            config
+                .clone()
+                .with_group_protocol(GroupProtocol::Consumer)
+                .member("g", prefetch, Duration::from_secs(6)),
         ] {
             client.create_native_config().unwrap();
         }

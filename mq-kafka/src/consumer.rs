@@ -328,7 +328,10 @@ impl KafkaConsumer {
             open.retain(|at| {
                 let outdated = matches!(outcomes.get(*at), Some(Err(code)) if error::is_outdated(*code));
                 // A tenure that is over must not be stored in the next one.
-                outdated && ids.get(*at).is_some_and(|id| member.link.outbox.part(*id, |_| ()).is_some())
+                outdated
+                    && ids
+                        .get(*at)
+                        .is_some_and(|id| member.link.outbox.part(*id, |_| ()).is_some())
             });
             if open.is_empty() || begun.elapsed() >= REBALANCE_LIMIT.min(limit) {
                 break;
@@ -350,11 +353,17 @@ impl KafkaConsumer {
             Err(code) if error::is_outdated(code) => {
                 let stands = id.is_some_and(|id| member.link.outbox.part(*id, |_| ()).is_some());
                 match stands {
-                    true => Err(error::from_code(&format!("commit of topic {:?}", member.topic), code)),
+                    true => Err(error::from_code(
+                        &format!("commit of topic {:?}", member.topic),
+                        code,
+                    )),
                     false => Ok(CommitOutcome::Lost),
                 }
             }
-            Err(code) => Err(error::from_code(&format!("commit of topic {:?}", member.topic), code)),
+            Err(code) => Err(error::from_code(
+                &format!("commit of topic {:?}", member.topic),
+                code,
+            )),
         }
     }
 }

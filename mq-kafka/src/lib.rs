@@ -17,6 +17,6 @@ mod topics;
 mod watch;
 
 pub use self::{
-    config::{KafkaConfig, SaslMechanism},
+    config::{GroupProtocol, KafkaConfig, SaslMechanism},
     driver::KafkaMq,
 };

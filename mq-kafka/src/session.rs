@@ -381,7 +381,8 @@ impl Session {
             // The library reads from somewhere else until it is told.
             part.moving = true;
         }
-        let places: Vec<(AssignmentId, Offset)> = taken.iter().map(|(part, _)| (part.id, part.next)).collect();
+        let places: Vec<(AssignmentId, Offset)> =
+            taken.iter().map(|(part, _)| (part.id, part.next)).collect();
         member.link.outbox.change(|parts, control| {
             let mut assignments = Vec::with_capacity(taken.len());
             for (part, assignment) in taken {

@@ -38,11 +38,11 @@ impl Harness for Kafka {
             return Ok(Arc::new(ExternalServer::new(url)));
         }
         let server = BrokerServer::start(|| KafkaOptions::new().with_proxy().start()).await?;
-        Ok(Arc::new(server.with_trim(
-            |kafka, topic, partition, before| async move {
+        Ok(Arc::new(
+            server.with_trim(|kafka, topic, partition, before| async move {
                 trim(&kafka.url(), &topic, partition, before).await
-            },
-        )))
+            }),
+        ))
     }
 
     fn url_at(&self, address: SocketAddr) -> Option<String> {

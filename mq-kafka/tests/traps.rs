@@ -18,6 +18,12 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use support::*;
 use test_brokers::{Kafka, KafkaOptions};
 
+/// Starts a broker that does not count itself as gone where the machine is busy: that would end sessions.
+fn patient_broker() -> Kafka {
+    let options = KafkaOptions::new().with_config("broker.session.timeout.ms=30000");
+    options.start().unwrap()
+}
+
 /// What counts as "in a moment": far below the library's own limits of 30 s and 300 s.
 const SOON: Duration = Duration::from_secs(8);
 
@@ -50,13 +56,19 @@ async fn a_deleted_topic_ends_a_running_consumer_and_a_producer(kafka: &Kafka) {
     consumer.consume().await.unwrap().ack().unwrap();
     mq.delete_topic("deleted").await.unwrap();
     let begin = Instant::now();
-    let refused = tokio::time::timeout(SOON, producer.produce("late")).await.unwrap();
+    let refused = tokio::time::timeout(SOON, producer.produce("late"))
+        .await
+        .unwrap();
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::TopicNotFound);
     let ended = tokio::time::timeout(SOON, consumer.consume()).await.unwrap();
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::TopicNotFound);
     assert!(begin.elapsed() < SOON);
     assert_eq!(
-        mq.close().await.map_err(|error| error.kind()).err().unwrap_or(ErrorKind::TopicNotFound),
+        mq.close()
+            .await
+            .map_err(|error| error.kind())
+            .err()
+            .unwrap_or(ErrorKind::TopicNotFound),
         ErrorKind::TopicNotFound
     );
 }
@@ -64,8 +76,14 @@ async fn a_deleted_topic_ends_a_running_consumer_and_a_producer(kafka: &Kafka) {
 async fn an_unknown_topic_is_refused_in_about_a_second(kafka: &Kafka) {
     let mq = open(kafka).await;
     let begin = Instant::now();
-    assert_eq!(mq.producer("nowhere").await.unwrap_err().kind(), ErrorKind::TopicNotFound);
-    assert_eq!(mq.reader("nowhere").await.unwrap_err().kind(), ErrorKind::TopicNotFound);
+    assert_eq!(
+        mq.producer("nowhere").await.unwrap_err().kind(),
+        ErrorKind::TopicNotFound
+    );
+    assert_eq!(
+        mq.reader("nowhere").await.unwrap_err().kind(),
+        ErrorKind::TopicNotFound
+    );
     let joined = mq.consumer("nowhere", "g").await;
     assert_eq!(joined.unwrap_err().kind(), ErrorKind::TopicNotFound);
     assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
@@ -95,10 +113,18 @@ async fn more_acks_above_the_position_than_its_metadata_holds_are_cut_off(kafka:
 async fn names_that_collide_in_kafka_never_meet(kafka: &Kafka) {
     let mq = open(kafka).await;
     mq.create_topic("shop.eu", 1).await.unwrap();
-    mq.producer("shop.eu").await.unwrap().produce("mine").await.unwrap();
+    mq.producer("shop.eu")
+        .await
+        .unwrap()
+        .produce("mine")
+        .await
+        .unwrap();
     let refused = mq.create_topic("shop_eu", 1).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidTopic, "{refused}");
-    assert_eq!(mq.describe_topic("shop_eu").await.unwrap_err().kind(), ErrorKind::TopicNotFound);
+    assert_eq!(
+        mq.describe_topic("shop_eu").await.unwrap_err().kind(),
+        ErrorKind::TopicNotFound
+    );
     mq.create_topic("shop-eu", 1).await.unwrap();
     mq.create_topic("Shop.eu", 1).await.unwrap();
     for (name, next) in [("shop.eu", 1), ("shop-eu", 0), ("Shop.eu", 0)] {
@@ -122,7 +148,9 @@ async fn no_wake_up_is_lost(kafka: &Kafka) {
         // Without a limit of time, which would be a look of its own.
         let event = poll_fn(|cx| member.events.poll_event(cx)).await.unwrap();
         if let Event::Assigned(all) = event {
-            member.assigned.extend(all.into_iter().map(|one| (one.id.partition, one)));
+            member
+                .assigned
+                .extend(all.into_iter().map(|one| (one.id.partition, one)));
         }
     }
     let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
@@ -138,7 +166,11 @@ async fn no_wake_up_is_lost(kafka: &Kafka) {
     for round in 0..ROUNDS {
         // Sometimes two at once, to both partitions, so that wake-ups meet.
         let partition = u32::try_from(round % 2).unwrap();
-        let also = send_numbers(&*producer, 1 - partition, (round % 3 == 0).then_some(ROUNDS + round));
+        let also = send_numbers(
+            &*producer,
+            1 - partition,
+            (round % 3 == 0).then_some(ROUNDS + round),
+        );
         tokio::join!(send_numbers(&*producer, partition, [round]), also);
         let wanted = 1 + u64::from(round % 3 == 0);
         for _ in 0..wanted {
@@ -162,15 +194,31 @@ async fn a_lease_that_ran_out_while_the_session_lived_is_taken_again(kafka: &Kaf
     let before = member.id(0);
     send_numbers(&*producer, 0, 0..3).await;
     member.until("three", |m| m.received.len() == 3).await;
-    let outcome = member.consumer.commit(vec![Commit::new(before, 2)]).await.pop().unwrap();
+    let outcome = member
+        .consumer
+        .commit(vec![Commit::new(before, 2)])
+        .await
+        .pop()
+        .unwrap();
     assert_eq!(outcome.unwrap(), CommitOutcome::Stored);
     clock.advance(Duration::from_secs(30));
-    member.until("taken again", |m| m.lost.contains(&before) && m.assigned.contains_key(&0)).await;
+    member
+        .until("taken again", |m| {
+            m.lost.contains(&before) && m.assigned.contains_key(&0)
+        })
+        .await;
     assert!(member.id(0) > before);
     assert_eq!(member.assigned[&0].position, 2);
     send_numbers(&*producer, 0, 3..5).await;
-    member.until("the rest", |m| m.numbers().ends_with(&[2, 3, 4])).await;
-    let late = member.consumer.commit(vec![Commit::new(before, 1)]).await.pop().unwrap();
+    member
+        .until("the rest", |m| m.numbers().ends_with(&[2, 3, 4]))
+        .await;
+    let late = member
+        .consumer
+        .commit(vec![Commit::new(before, 1)])
+        .await
+        .pop()
+        .unwrap();
     assert_eq!(late.unwrap(), CommitOutcome::Lost);
     member.consumer.close().await.unwrap();
 }
@@ -184,7 +232,12 @@ async fn messages_of_aborted_transactions_are_not_seen(kafka: &Kafka) {
         let limit = Duration::from_secs(20);
         let producer: BaseProducer = native.clone().set("transactional.id", "ledger").create().unwrap();
         producer.init_transactions(limit).unwrap();
-        for (words, commits) in [("kept", true), ("aborted", false), ("kept too", true), ("aborted too", false)] {
+        for (words, commits) in [
+            ("kept", true),
+            ("aborted", false),
+            ("kept too", true),
+            ("aborted too", false),
+        ] {
             producer.begin_transaction().unwrap();
             for _ in 0..5 {
                 let record: BaseRecord<'_, (), str> = BaseRecord::to("ledger").partition(0).payload(words);
@@ -201,7 +254,10 @@ async fn messages_of_aborted_transactions_are_not_seen(kafka: &Kafka) {
     .unwrap();
     let mut seen = Vec::new();
     for _ in 0..10 {
-        let delivery = tokio::time::timeout(PATIENCE, consumer.consume()).await.unwrap().unwrap();
+        let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
+            .await
+            .unwrap()
+            .unwrap();
         seen.push(String::from_utf8(delivery.payload().to_vec()).unwrap());
         delivery.ack().unwrap();
     }
@@ -223,10 +279,66 @@ async fn messages_of_aborted_transactions_are_not_seen(kafka: &Kafka) {
     mq.close().await.unwrap();
 }
 
+async fn properties_that_a_promise_rests_on_are_refused(kafka: &Kafka) {
+    let mq = open(kafka).await;
+    mq.create_topic("refused", 1).await.unwrap();
+    for name in [
+        "enable.auto.commit",
+        "isolation.level",
+        "group.id",
+        "no.such.setting",
+    ] {
+        let joined = mq.consumer("refused", "g").property(name, "true").await;
+        let error = joined.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+        assert!(error.context().contains(name), "{error}");
+    }
+    let spec = TopicSpec::new("odd", 1)
+        .unwrap()
+        .with_property("no.such.setting", "1");
+    assert_eq!(
+        mq.create_topic_with(spec).await.unwrap_err().kind(),
+        ErrorKind::InvalidConfig
+    );
+    let unknown = TopicName::existing("odd").unwrap();
+    assert_eq!(
+        mq.describe_topic(unknown).await.unwrap_err().kind(),
+        ErrorKind::TopicNotFound
+    );
+    mq.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn known_traps_of_kafka_are_sprung() {
+    let kafka = patient_broker();
+    macro_rules! all {
+        ($($case:ident),* $(,)?) => {
+            $(
+                eprintln!("{}", stringify!($case));
+                tokio::time::timeout(Duration::from_secs(120), $case(&kafka)).await.expect(stringify!($case));
+            )*
+        };
+    }
+    all!(
+        new_partitions_are_used_by_a_running_producer_and_consumer,
+        a_deleted_topic_ends_a_running_consumer_and_a_producer,
+        an_unknown_topic_is_refused_in_about_a_second,
+        more_acks_above_the_position_than_its_metadata_holds_are_cut_off,
+        names_that_collide_in_kafka_never_meet,
+        no_wake_up_is_lost,
+        a_lease_that_ran_out_while_the_session_lived_is_taken_again,
+        messages_of_aborted_transactions_are_not_seen,
+        properties_that_a_promise_rests_on_are_refused,
+    );
+}
+
 /// Thirty joins and leaves at random moments while messages flow: each message comes, and none again once its ack was
 /// taken.
-async fn a_storm_of_rebalances_loses_nothing_and_repeats_only_what_was_not_acked(kafka: &Kafka) {
-    let mq = open(kafka).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_rebalances_loses_nothing_and_repeats_only_what_was_not_acked() {
+    let kafka = patient_broker();
+    let config = config(&kafka).with_session_timeout(Duration::from_secs(20));
+    let mq = mq_api::Mq::from_driver(KafkaMq::connect_with(config).await.unwrap());
     mq.create_topic("storm", 4).await.unwrap();
     let mut storm = Storm::start(&mq, "storm", 400).await;
     let mut members = vec![storm.member(&mq)];
@@ -260,45 +372,4 @@ async fn a_storm_of_rebalances_loses_nothing_and_repeats_only_what_was_not_acked
         member.leave().await.unwrap();
     }
     mq.close().await.unwrap();
-}
-
-async fn properties_that_a_promise_rests_on_are_refused(kafka: &Kafka) {
-    let mq = open(kafka).await;
-    mq.create_topic("refused", 1).await.unwrap();
-    for name in ["enable.auto.commit", "isolation.level", "group.id", "no.such.setting"] {
-        let joined = mq.consumer("refused", "g").property(name, "true").await;
-        let error = joined.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
-        assert!(error.context().contains(name), "{error}");
-    }
-    let spec = TopicSpec::new("odd", 1).unwrap().with_property("no.such.setting", "1");
-    assert_eq!(mq.create_topic_with(spec).await.unwrap_err().kind(), ErrorKind::InvalidConfig);
-    let unknown = TopicName::existing("odd").unwrap();
-    assert_eq!(mq.describe_topic(unknown).await.unwrap_err().kind(), ErrorKind::TopicNotFound);
-    mq.close().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn known_traps_of_kafka_are_sprung() {
-    let kafka = KafkaOptions::new().start().unwrap();
-    macro_rules! all {
-        ($($case:ident),* $(,)?) => {
-            $(
-                eprintln!("{}", stringify!($case));
-                tokio::time::timeout(Duration::from_secs(120), $case(&kafka)).await.expect(stringify!($case));
-            )*
-        };
-    }
-    all!(
-        new_partitions_are_used_by_a_running_producer_and_consumer,
-        a_deleted_topic_ends_a_running_consumer_and_a_producer,
-        an_unknown_topic_is_refused_in_about_a_second,
-        more_acks_above_the_position_than_its_metadata_holds_are_cut_off,
-        names_that_collide_in_kafka_never_meet,
-        no_wake_up_is_lost,
-        a_lease_that_ran_out_while_the_session_lived_is_taken_again,
-        messages_of_aborted_transactions_are_not_seen,
-        a_storm_of_rebalances_loses_nothing_and_repeats_only_what_was_not_acked,
-        properties_that_a_promise_rests_on_are_refused,
-    );
 }

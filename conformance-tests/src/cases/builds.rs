@@ -24,13 +24,13 @@ async fn another_build_joins_leaves_and_dies(cx: Context) -> CaseResult {
     let topic = cx.topic("builds", PARTITIONS).await?;
     let producer = mq.producer(&topic).await?;
     let own = mq
-        .consumer(&topic, GROUP)
+        .consumer(&topic, &topic)
         .session_timeout(cx.times().session_timeout)
         .await?;
     for (round, end) in ["leaves", "is killed"].into_iter().enumerate() {
         let name = format!("other-{round}");
         let mut other = cx.member(&name).await?;
-        let mut spec = ConsumerSpec::new(&topic, GROUP);
+        let mut spec = ConsumerSpec::new(&topic, &topic);
         spec.session_timeout = Some(cx.times().session_timeout);
         other.consume(spec).await?;
         let partition = shared(&cx, &mut other, &own).await?;

@@ -28,10 +28,10 @@ async fn json_round_trip_and_typed_failure(cx: Context) -> CaseResult {
     let topic = cx.topic("json", 1).await?;
     let producer = mq.producer(&topic).await?;
     let consumer = mq
-        .consumer(&topic, "group")
+        .consumer(&topic, &topic)
         .dead_letter(DeadLetter::default())
         .await?;
-    let dead = dead_letter_topic(&TopicName::new(&topic)?, &GroupName::new("group")?);
+    let dead = dead_letter_topic(&TopicName::new(&topic)?, &GroupName::new(&topic)?);
     cx.delete_later(dead.as_str());
 
     let order = Order {

@@ -60,7 +60,7 @@ async fn delayed_message_is_never_early_and_hardly_late(cx: Context) -> CaseResu
     let mq = cx.mq().await?;
     let topic = cx.topic("delay", 2).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     send_to(&cx, &producer, 0, &["warm".to_owned()]).await?;
     take_acked(&cx, &consumer, 1).await?;
 
@@ -165,7 +165,7 @@ async fn delayed_message_survives_a_restart(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("restart", 2).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let sent = numbered("m", 20);
     let clock = Clock::system();
     let mut earliest = BTreeMap::new();
@@ -215,7 +215,7 @@ async fn killed_mover_loses_nothing(cx: Context) -> CaseResult {
     for round in 0..ROUNDS {
         movers.push(cx.member(&format!("mover-{round}")).await?);
     }
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let mut doubled = 0;
     for (round, mover) in movers.iter_mut().enumerate() {
         let delay = Duration::from_millis(1000);

@@ -226,7 +226,10 @@ impl Storm {
     /// Sends about so many messages a second until [`stop`](Self::stop).
     pub async fn start(mq: &mq_api::Mq, topic: &str, rate: u64) -> Self {
         let producer = mq.producer(topic).await.unwrap();
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
+        let (stop, seen) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(Mutex::new(Seen::default())),
+        );
         let (stopped, result) = (Arc::clone(&stop), Arc::clone(&seen));
         let sending = tokio::spawn(async move {
             let begin = Instant::now();

@@ -22,7 +22,7 @@ pub(super) async fn close_is_bounded_with_the_server_frozen(cx: Context) -> Case
     let options = ClientOptions::default().with_close_timeout(CLOSE);
     let mq = cx.connect_with(options).await?;
     let producer = mq.producer(&topic).close_timeout(CLOSE).await?;
-    let consumer = mq.consumer(&topic, "group").close_timeout(CLOSE).await?;
+    let consumer = mq.consumer(&topic, &topic).close_timeout(CLOSE).await?;
     let other_producer = mq.producer(&topic).close_timeout(CLOSE).await?;
     let other = mq.consumer(&topic, "other").close_timeout(CLOSE).await?;
     let reader = reader(&cx, &mq, &topic).await?;

@@ -71,7 +71,7 @@ async fn drop_all(cx: &Context, topic: &str, round: usize) -> CaseResult {
 async fn close_all(cx: &Context, topic: &str) -> CaseResult {
     let mq = client(cx).await?;
     let producer = mq.producer(topic).await?;
-    let consumer = mq.consumer(topic, "group").await?;
+    let consumer = mq.consumer(topic, topic).await?;
     let reader = reader(cx, &mq, topic).await?;
     send_to(cx, &producer, 0, &["m".to_owned()]).await?;
     one(cx, &consumer).await?.ack()?;

@@ -72,7 +72,7 @@ pub(super) async fn every_caller_of_close_gets_the_same_result(cx: Context) -> C
             cx.connect().await?
         };
         let producer = mq.producer(&topic).await?;
-        let consumer = mq.consumer(&topic, "group").await?;
+        let consumer = mq.consumer(&topic, &topic).await?;
         let reader = reader(&cx, &mq, &topic).await?;
         send_to(&cx, &producer, 0, &["m".to_owned()]).await?;
         take_acked(&cx, &consumer, 1).await?;
@@ -190,7 +190,7 @@ pub(super) async fn close_ends_a_pending_consume(cx: Context) -> CaseResult {
     let topic = cx.topic("pending", 1).await?;
     for by_client in [false, true] {
         let mq = cx.connect().await?;
-        let consumer = mq.consumer(&topic, "group").await?;
+        let consumer = mq.consumer(&topic, &topic).await?;
         let reader = reader(&cx, &mq, &topic).await?;
         let mut waiting = JoinSet::new();
         let one = consumer.clone();
@@ -263,7 +263,7 @@ pub(super) async fn client_closes_its_children(cx: Context) -> CaseResult {
         };
         let producer = mq.producer(&topic).await?;
         let second = mq.producer(&topic).await?;
-        let consumer = mq.consumer(&topic, "group").await?;
+        let consumer = mq.consumer(&topic, &topic).await?;
         let reader = reader(&cx, &mq, &topic).await?;
         send_to(&cx, &producer, 0, &["m".to_owned()]).await?;
         one(&cx, &consumer).await?.ack()?;
@@ -308,7 +308,7 @@ pub(super) async fn client_closes_its_children(cx: Context) -> CaseResult {
         }
         // What was acked is stored: close commits.
         let mq = cx.mq().await?;
-        let (after, producer) = (mq.consumer(&topic, "group").await?, mq.producer(&topic).await?);
+        let (after, producer) = (mq.consumer(&topic, &topic).await?, mq.producer(&topic).await?);
         nothing_but_the_marker(&cx, &producer, &after, 0)
             .await
             .map_err(|failure| failure.during("the client was closed after an ack"))?;

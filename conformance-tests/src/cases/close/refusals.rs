@@ -18,7 +18,7 @@ pub(super) async fn every_call_after_close_is_closed(cx: Context) -> CaseResult 
     let mq = cx.connect().await?;
     let topic = cx.topic("closed", 2).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let reader = reader(&cx, &mq, &topic).await?;
     send_to(&cx, &producer, 0, &["m".to_owned()]).await?;
     let held = one(&cx, &consumer).await?;
@@ -109,9 +109,9 @@ async fn of_client(mq: &Mq, topic: &str) -> Calls {
         ("create_topic", mq.create_topic(topic, 2).await),
         ("describe_topic", mq.describe_topic(topic).await.map(drop)),
         ("delete_topic", mq.delete_topic(topic).await),
-        ("committed", mq.committed(topic, "group").await.map(drop)),
+        ("committed", mq.committed(topic, topic).await.map(drop)),
         ("producer", mq.producer(topic).await.map(drop)),
-        ("consumer", mq.consumer(topic, "group").await.map(drop)),
+        ("consumer", mq.consumer(topic, topic).await.map(drop)),
     ];
     let can = mq.capabilities();
     if can.list_topics.is_supported() {
@@ -121,7 +121,7 @@ async fn of_client(mq: &Mq, topic: &str) -> Calls {
         calls.push(("add_partitions", mq.add_partitions(topic, 3).await));
     }
     if can.lag.is_supported() {
-        calls.push(("lag", mq.lag(topic, "group").await.map(drop)));
+        calls.push(("lag", mq.lag(topic, topic).await.map(drop)));
     }
     if can.reader.is_supported() {
         calls.push(("reader", mq.reader(topic).await.map(drop)));

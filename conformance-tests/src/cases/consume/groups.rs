@@ -130,7 +130,7 @@ pub(super) async fn extra_member_idles_and_takes_over(cx: Context) -> CaseResult
     let sticky = cx.can(Capability::StickyAssignment);
     let mut members = Vec::new();
     for _ in 0..PARTITIONS {
-        members.push(mq.consumer(&topic, "group").await?);
+        members.push(mq.consumer(&topic, &topic).await?);
     }
     spread(
         &cx,
@@ -141,7 +141,7 @@ pub(super) async fn extra_member_idles_and_takes_over(cx: Context) -> CaseResult
     .await?;
     let before: Vec<_> = members.iter().map(owned).collect();
 
-    members.push(mq.consumer(&topic, "group").await?);
+    members.push(mq.consumer(&topic, &topic).await?);
     spread(
         &cx,
         "a fourth member without a partition",

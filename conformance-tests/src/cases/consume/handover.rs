@@ -65,7 +65,7 @@ pub(super) async fn join_under_load_loses_nothing(cx: Context) -> CaseResult {
         ("c", &[1, 1, 2]),
         ("d", &[1, 1, 1, 1]),
     ] {
-        let consumer = mq.consumer(&topic, GROUP).await?;
+        let consumer = mq.consumer(&topic, &topic).await?;
         tasks.spawn(Arc::clone(&crowd).work(name, consumer.clone()));
         members.push(consumer);
         spread(&cx, &format!("member {name} joined under load"), &members, counts).await?;
@@ -176,8 +176,8 @@ pub(super) async fn closed_member_hands_on_what_is_not_acked(cx: Context) -> Cas
     let topic = cx.topic("leave", 2).await?;
     let producer = mq.producer(&topic).await?;
     let members = [
-        mq.consumer(&topic, GROUP).await?,
-        mq.consumer(&topic, GROUP).await?,
+        mq.consumer(&topic, &topic).await?,
+        mq.consumer(&topic, &topic).await?,
     ];
     spread(&cx, "one partition for each of two members", &members, &[1, 1]).await?;
     let [leaving, staying] = members;

@@ -26,7 +26,7 @@ pub(super) async fn idle_consumer_costs_nothing_and_wakes(cx: Context) -> CaseRe
     let mq = cx.mq().await?;
     let topic = cx.topic("idle", PARTITIONS).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     for partition in 0..PARTITIONS {
         send_to(&cx, &producer, partition, &["warm".to_owned()]).await?;
     }

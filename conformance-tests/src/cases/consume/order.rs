@@ -22,7 +22,7 @@ pub(super) async fn partitions_keep_their_order(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("order", PARTITIONS).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let sent: Vec<_> = (0..PARTITIONS)
         .map(|partition| numbered(&format!("p{partition}"), EACH))
         .collect();
@@ -59,7 +59,7 @@ pub(super) async fn cancelled_consume_loses_nothing(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("cancel", 1).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let sent = numbered("m", MESSAGES);
     // In pieces, so that calls are dropped while they wait and while something is on its way to them.
     let sends = async {
@@ -107,7 +107,7 @@ pub(super) async fn channel_is_bounded_and_gives_back(cx: Context) -> CaseResult
     let mq = cx.mq().await?;
     let topic = cx.topic("channel", 1).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let sent = numbered("m", 100);
     send_to(&cx, &producer, 0, &sent).await?;
     let limit = cx.times().progress;
@@ -158,7 +158,7 @@ pub(super) async fn each_message_goes_to_one_task(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("tasks", 2).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let came: Arc<Mutex<Vec<String>>> = Arc::default();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..TASKS {
@@ -208,7 +208,7 @@ pub(super) async fn unknown_topic_is_refused(cx: Context) -> CaseResult {
         .within(
             "the refusal of a consumer of an unknown topic",
             cx.times().progress,
-            mq.consumer(&topic, "group").into_future(),
+            mq.consumer(&topic, &topic).into_future(),
         )
         .await?;
     let error = refused("a consumer of an unknown topic", opened, ErrorKind::TopicNotFound)?;
@@ -219,7 +219,7 @@ pub(super) async fn unknown_topic_is_refused(cx: Context) -> CaseResult {
     mq.create_topic(&topic, 1).await?;
     cx.delete_later(&topic);
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     send_to(&cx, &producer, 0, &["m".to_owned()]).await?;
     take_acked(&cx, &consumer, 1).await?;
     Ok(())
@@ -231,7 +231,7 @@ pub(super) async fn batch_does_not_wait_to_fill(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("batch", 1).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
 
     let few = numbered("few", 3);
     send_to(&cx, &producer, 0, &few).await?;

@@ -73,7 +73,7 @@ async fn two_members(
     let own = cx
         .mq()
         .await?
-        .consumer(topic, GROUP)
+        .consumer(topic, topic)
         .session_timeout(cx.times().session_timeout)
         .await?;
     let limit = Instant::now() + cx.times().join;
@@ -91,7 +91,7 @@ async fn two_members(
 }
 
 fn spec(cx: &Context, topic: &str) -> ConsumerSpec {
-    let mut spec = ConsumerSpec::new(topic, GROUP);
+    let mut spec = ConsumerSpec::new(topic, topic);
     spec.session_timeout = Some(cx.times().session_timeout);
     spec
 }
@@ -198,7 +198,7 @@ pub(super) async fn frozen_member_hands_over_nothing_late(cx: Context) -> CaseRe
 
 /// Writes down what the group has stored.
 async fn committed(cx: &Context, topic: &str) -> CaseResult {
-    for one in cx.mq().await?.committed(topic, GROUP).await? {
+    for one in cx.mq().await?.committed(topic, topic).await? {
         cx.history().record(What::Committed {
             group: GROUP.to_owned(),
             partition: one.partition,

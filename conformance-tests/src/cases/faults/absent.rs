@@ -21,7 +21,7 @@ pub(super) async fn server_that_comes_back_is_used_again(cx: Context) -> CaseRes
     let mq = cx.mq().await?;
     let topic = cx.topic("away", 1).await?;
     let producer = mq.producer(&topic).timeout(SEND).await?;
-    let consumer = mq.consumer(&topic, "group").outage_after(OUTAGE_AFTER).await?;
+    let consumer = mq.consumer(&topic, &topic).outage_after(OUTAGE_AFTER).await?;
     let (member, sender) = (consumer.clone(), producer.clone());
     cx.show("the member", move || format!("{:?}", member.status()));
     cx.show("the producer", move || format!("{:?}", sender.status()));

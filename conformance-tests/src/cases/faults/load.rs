@@ -59,7 +59,7 @@ impl Load {
             consumers: Vec::new(),
         };
         for name in ["m0", "m1"] {
-            let consumer = mq.consumer(&topic, GROUP).await?;
+            let consumer = mq.consumer(&topic, &topic).await?;
             load.consumers.push(consumer.clone());
             let shown = consumer.clone();
             cx.show(format!("member {name}"), move || format!("{:?}", shown.status()));

@@ -19,7 +19,7 @@ pub(super) async fn each_member_sees_all_from_its_start(cx: Context) -> CaseResu
     for (partition, sent) in (0..).zip(&early) {
         send_to(&cx, &producer, partition, sent).await?;
     }
-    let open = || mq.consumer(&topic, "group").mode(Mode::Broadcast);
+    let open = || mq.consumer(&topic, &topic).mode(Mode::Broadcast);
     let first = open().await?;
     let second = open().await?;
     let latest = open().start_at(Start::Latest).await?;

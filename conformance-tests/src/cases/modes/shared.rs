@@ -32,12 +32,7 @@ pub(super) async fn more_members_than_partitions_all_work(cx: Context) -> CaseRe
     let producer = mq.producer(&topic).await?;
     let mut members = Vec::new();
     for _ in 0..MEMBERS {
-        members.push(
-            mq.consumer(&topic, "group")
-                .mode(Mode::Shared)
-                .prefetch(1)
-                .await?,
-        );
+        members.push(mq.consumer(&topic, &topic).mode(Mode::Shared).prefetch(1).await?);
     }
     let sent = numbered("m", 200);
     send_to(&cx, &producer, 0, &sent).await?;
@@ -105,7 +100,7 @@ pub(super) async fn more_members_than_partitions_all_work(cx: Context) -> CaseRe
         .iter()
         .flat_map(|(payload, n)| std::iter::repeat_n(payload, *n));
     each_once("four members that compete", came, &sent)?;
-    let again = mq.consumer(&topic, "group").mode(Mode::Shared).await?;
+    let again = mq.consumer(&topic, &topic).mode(Mode::Shared).await?;
     send_to(&cx, &producer, 0, &["marker".to_owned()]).await?;
     let left = take_acked(&cx, &again, 1).await?;
     ensure!(
@@ -122,7 +117,7 @@ pub(super) async fn killed_holder_gives_up_its_message(cx: Context) -> CaseResul
     let topic = cx.topic("killed", 1).await?;
     let producer = mq.producer(&topic).await?;
     let mut holder = cx.member("holder").await?;
-    let mut spec = ConsumerSpec::new(&topic, "group");
+    let mut spec = ConsumerSpec::new(&topic, &topic);
     spec.mode = ModeSpec::Shared;
     spec.prefetch = Some(1);
     holder.consume(spec).await?;
@@ -136,11 +131,7 @@ pub(super) async fn killed_holder_gives_up_its_message(cx: Context) -> CaseResul
     );
 
     // The holder may have fetched one more than it was handed.
-    let other = mq
-        .consumer(&topic, "group")
-        .mode(Mode::Shared)
-        .prefetch(1)
-        .await?;
+    let other = mq.consumer(&topic, &topic).mode(Mode::Shared).prefetch(1).await?;
     send_to(&cx, &producer, 0, &sent[1..]).await?;
     let free = one(&cx, &other).await?;
     ensure!(
@@ -227,7 +218,7 @@ async fn held_for_three_leases(cx: &Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("held", 1).await?;
     let producer = mq.producer(&topic).await?;
-    let open = || mq.consumer(&topic, "group").mode(Mode::Shared).prefetch(1);
+    let open = || mq.consumer(&topic, &topic).mode(Mode::Shared).prefetch(1);
     let holder = open().await?;
     send_to(cx, &producer, 0, &["held".to_owned()]).await?;
     let held = one(cx, &holder).await?;

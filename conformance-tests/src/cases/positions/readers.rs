@@ -23,10 +23,10 @@ pub(super) async fn reader_starts_where_it_says(cx: Context) -> CaseResult {
     for (partition, some) in (0..).zip(&sent) {
         send_to(&cx, &producer, partition, some).await?;
     }
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let first = take_acked(&cx, &consumer, 5).await?;
     consumer.commit().await?;
-    let committed = mq.committed(&topic, "group").await?;
+    let committed = mq.committed(&topic, &topic).await?;
 
     let reader = mq.reader(&topic).await?;
     let read = read(&cx, &reader, 40).await?;
@@ -54,7 +54,7 @@ pub(super) async fn reader_starts_where_it_says(cx: Context) -> CaseResult {
     let came = read_texts(&cx, &latest, after.len()).await?;
     in_order("a reader from the latest", &came, &after)?;
 
-    let now = mq.committed(&topic, "group").await?;
+    let now = mq.committed(&topic, &topic).await?;
     ensure!(
         now == committed,
         "readers moved a group: committed before {committed:?}, after {now:?}"
@@ -134,10 +134,7 @@ pub(super) async fn time_finds_the_first_message_at_or_after_it(cx: Context) -> 
     look("a year ahead", ahead, end).await?;
 
     let from = all[2 * EACH].timestamp();
-    let consumer = mq
-        .consumer(&topic, "group")
-        .start_at(Position::Time(from))
-        .await?;
+    let consumer = mq.consumer(&topic, &topic).start_at(Position::Time(from)).await?;
     let came = take_acked(&cx, &consumer, 2 * EACH).await?;
     in_order("a group from a time", &payloads(&came), &sent[2 * EACH..])?;
     if cx.can(Capability::Seek) {
@@ -249,7 +246,7 @@ pub(super) async fn offset_beyond_the_end_is_refused(cx: Context) -> CaseResult 
         ErrorKind::OffsetOutOfRange,
     )?;
 
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let early = take_acked(&cx, &consumer, 4).await?;
     if cx.can(Capability::Seek) {
         let sought = cx

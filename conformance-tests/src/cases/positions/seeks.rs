@@ -15,7 +15,7 @@ pub(super) async fn seek_moves_both_ways(cx: Context) -> CaseResult {
     let mq = cx.mq().await?;
     let topic = cx.topic("seek", 1).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let sent = numbered("m", 50);
     send_to(&cx, &producer, 0, &sent).await?;
     let all = take_acked(&cx, &consumer, 50).await?;
@@ -66,7 +66,7 @@ pub(super) async fn pause_keeps_the_partition_and_loses_nothing(cx: Context) -> 
     let mq = cx.mq().await?;
     let topic = cx.topic("pause", 2).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     let warm = ["warm-0".to_owned(), "warm-1".to_owned()];
     send_to(&cx, &producer, 0, &warm[..1]).await?;
     send_to(&cx, &producer, 1, &warm[1..]).await?;
@@ -126,7 +126,7 @@ pub(super) async fn lag_is_the_end_minus_the_committed(cx: Context) -> CaseResul
     let mq = cx.mq().await?;
     let topic = cx.topic("lag", 3).await?;
     let producer = mq.producer(&topic).await?;
-    let consumer = mq.consumer(&topic, "group").await?;
+    let consumer = mq.consumer(&topic, &topic).await?;
     send_to(&cx, &producer, 0, &numbered("p0", 10)).await?;
     send_to(&cx, &producer, 1, &numbered("p1", 5)).await?;
     let mut lowest = None;
@@ -142,7 +142,7 @@ pub(super) async fn lag_is_the_end_minus_the_committed(cx: Context) -> CaseResul
     }
     consumer.commit().await?;
 
-    let committed = mq.committed(&topic, "group").await?;
+    let committed = mq.committed(&topic, &topic).await?;
     let stored = committed
         .iter()
         .find(|one| one.partition == 0)
@@ -159,7 +159,7 @@ pub(super) async fn lag_is_the_end_minus_the_committed(cx: Context) -> CaseResul
     let description = mq.describe_topic(&topic).await?;
     for (who, lag) in [
         ("a member", consumer.lag().await?),
-        ("who does not join", mq.lag(&topic, "group").await?),
+        ("who does not join", mq.lag(&topic, &topic).await?),
     ] {
         check_lag(who, &lag, &committed, &description)?;
         ensure!(
@@ -173,13 +173,13 @@ pub(super) async fn lag_is_the_end_minus_the_committed(cx: Context) -> CaseResul
         delivery.ack()?;
     }
     consumer.commit().await?;
-    let lag = mq.lag(&topic, "group").await?;
+    let lag = mq.lag(&topic, &topic).await?;
     ensure!(
         lag.total() == 0,
         "everything is acked and committed, the lag is {lag:?}"
     );
     send_to(&cx, &producer, 2, &["one".to_owned()]).await?;
-    let lag = mq.lag(&topic, "group").await?;
+    let lag = mq.lag(&topic, &topic).await?;
     ensure!(
         lag.total() >= 1,
         "a message was sent after everything was acked, the lag is {lag:?}"
