@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use mq_api::{
-    Capabilities, CommittedPosition, Error, Result, Support, TopicDescription, TopicName, TopicSpec,
+    Capabilities, CommittedPosition, Error, Outcome, Result, Support, TopicDescription, TopicName, TopicSpec,
     driver::{self, CommittedRequest, Events, ProducerRequest, QueueConsumer, Subscription},
     url::ConnectUrl,
 };
@@ -51,8 +51,9 @@ impl KafkaMq {
     /// [`Tls`](mq_api::ErrorKind::Tls) and [`Authentication`](mq_api::ErrorKind::Authentication).
     pub async fn connect_with(config: KafkaConfig) -> Result<Self> {
         config.validate()?;
+        let client = Client::connect(config).await;
         Ok(Self {
-            client: Arc::new(Client::connect(config).await?),
+            client: Arc::new(client.map_err(|error| error.with_outcome(Outcome::NotSent))?),
             capabilities: capabilities(),
             closed: AtomicBool::new(false),
         })

@@ -103,7 +103,10 @@ async fn a_good_broker_on_a_bad_address_is_used(kafka: &Kafka) {
             "{mode:?}: {error}"
         );
         proxy.set_mode(ProxyMode::Pass).unwrap();
-        KafkaMq::connect_with(at(proxy.address())).await.unwrap();
+        let patient = at(proxy.address()).with_connect_timeout(Duration::from_secs(20));
+        if let Err(error) = KafkaMq::connect_with(patient).await {
+            panic!("{mode:?}: {error}");
+        }
     }
 }
 
