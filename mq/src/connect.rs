@@ -171,6 +171,8 @@ async fn dispatch(url: &ConnectUrl, client: ClientOptions) -> Result<Mq> {
         "amqp" | "amqps" => {
             let client = url.apply_to(client)?;
             let driver = mq_amqp::AmqpMq::connect(url).await?;
+            Ok(Mq::from_driver_with(driver, client))
+        }
         #[cfg(feature = "kafka")]
         "kafka" | "kafka+tls" => {
             let client = url.apply_to(client)?;
