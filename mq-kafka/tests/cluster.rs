@@ -44,9 +44,8 @@ async fn one_of_three_brokers_is_killed_and_nothing_is_lost() {
         // The next one is killed when this one has caught up.
         tokio::time::sleep(Duration::from_secs(3)).await;
     }
-    let stored = storm.stop().await;
+    assert!(storm.stop().await >= 1800);
     storm.until_all_acked().await;
-    eprintln!("{stored} stored, {} came again after an ack", storm.repeated());
     member.leave().await.unwrap();
     mq.close().await.unwrap();
 }
