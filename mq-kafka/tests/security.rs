@@ -54,10 +54,6 @@ async fn a_user_without_permission_is_told_so(kafka: &Kafka) {
         assert!(!error.is_retryable());
     }
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
-    let error = alice.delete_topic("private").await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
-    let kept = admin.describe_topic("private").await;
-    assert!(kept.is_ok(), "{kept:?} after {error}");
     // What is refused is no trouble for what is not.
     alice
         .producer("public")

@@ -169,10 +169,10 @@ async fn no_wake_up_is_lost(kafka: &Kafka) {
         let also = send_numbers(
             &*producer,
             1 - partition,
-            (round % 3 == 0).then_some(ROUNDS + round),
+            round.is_multiple_of(3).then_some(ROUNDS + round),
         );
         tokio::join!(send_numbers(&*producer, partition, [round]), also);
-        let wanted = 1 + u64::from(round % 3 == 0);
+        let wanted = 1 + u64::from(round.is_multiple_of(3));
         for _ in 0..wanted {
             let number = tokio::time::timeout(SOON, hears.recv()).await;
             let number = number.unwrap_or_else(|_| panic!("nothing woke the reader in round {round}"));
@@ -350,7 +350,7 @@ async fn a_storm_of_rebalances_loses_nothing_and_repeats_only_what_was_not_acked
         let joins = match members.len() {
             1 => true,
             4 => false,
-            _ => (dice >> 33) % 2 == 0,
+            _ => (dice >> 33).is_multiple_of(2),
         };
         if joins {
             members.push(storm.member(&mq));
