@@ -188,7 +188,7 @@ async fn what_is_dropped_or_closed_without_a_broker_ends_in_time(kafka: &Kafka) 
     kafka.start().unwrap();
 }
 
-async fn nothing_acked_is_lost(kafka: &Kafka, topic: &str, fault: impl Fn()) {
+async fn nothing_acked_is_lost(kafka: &Kafka, topic: &str, fault: impl AsyncFnOnce()) {
     let mq = open(kafka).await;
     mq.create_topic(topic, 3).await.unwrap();
     let mut storm = Storm::start(&mq, topic, 300).await;
@@ -196,7 +196,7 @@ async fn nothing_acked_is_lost(kafka: &Kafka, topic: &str, fault: impl Fn()) {
     while storm.stored() < 300 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    fault();
+    fault().await;
     let before = storm.stored();
     let begin = Instant::now();
     while storm.stored() < before + 300 {
@@ -210,7 +210,7 @@ async fn nothing_acked_is_lost(kafka: &Kafka, topic: &str, fault: impl Fn()) {
 }
 
 async fn a_broker_that_is_killed_loses_nothing(kafka: &Kafka) {
-    nothing_acked_is_lost(kafka, "killed", || {
+    nothing_acked_is_lost(kafka, "killed", async || {
         kafka.kill().unwrap();
         kafka.start().unwrap();
     })
@@ -218,9 +218,9 @@ async fn a_broker_that_is_killed_loses_nothing(kafka: &Kafka) {
 }
 
 async fn a_broker_that_stands_still_for_eight_seconds_loses_nothing(kafka: &Kafka) {
-    nothing_acked_is_lost(kafka, "frozen", || {
+    nothing_acked_is_lost(kafka, "frozen", async || {
         kafka.freeze().unwrap();
-        std::thread::sleep(Duration::from_secs(8));
+        tokio::time::sleep(Duration::from_secs(8)).await;
         kafka.thaw().unwrap();
     })
     .await;
