@@ -13,9 +13,10 @@ use crate::{
     config::{MIN_SESSION_TIMEOUT, heartbeat_of},
     link::Link,
     member::Member,
+    meta::Mode,
     outbox::AmqpEvents,
     session::resolve_start,
-    topic::{Mode, Shared},
+    topic::Shared,
 };
 
 /// Controls one member of a group on RabbitMQ.

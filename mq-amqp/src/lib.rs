@@ -13,6 +13,7 @@ mod group;
 mod lane;
 mod link;
 mod member;
+mod meta;
 mod names;
 mod outbox;
 mod producer;

@@ -35,9 +35,10 @@ use crate::{
     format,
     link::{Backoff, Chan},
     member::Member,
+    meta::Mode,
     session::resolve_start,
     stream,
-    topic::{Mode, Shared},
+    topic::Shared,
 };
 
 /// How many messages a channel has at a time. Small, so that no member takes what others could work on.

@@ -22,10 +22,10 @@ use crate::{
     group::{Heard, Members, Say, say},
     link::{Chan, Conn, Published},
     member::Member,
+    meta::Mode,
     stream,
     tenure::{Tenure, copy_arguments, token_arguments},
     token::Token,
-    topic::Mode,
     watch::State,
 };
 

@@ -1,12 +1,4 @@
-//! Topics: what is known of them is a stream of records, which is read from its beginning.
-//!
-//! ```text
-//! mq1 create id=1f name=orders partitions=4 age_ms=3600000    the first of these wins
-//! mq1 ready partitions=4                                      the streams are there
-//! mq1 grow partitions=8
-//! mq1 group name=billing mode=partitioned                     the first of a name wins
-//! mq1 delete
-//! ```
+//! Topics: made, grown, listed and deleted by records (see [`crate::meta`]) and the streams that they name.
 //!
 //! Another stream lists the topics of all: `mq1 add name=orders id=1f` and `mq1 remove name=orders id=1f`.
 
@@ -32,6 +24,7 @@ use crate::{
     config::AmqpConfig,
     delay, error, format,
     link::{Chan, Link, Published, text},
+    meta::{Meta, Mode},
     names::Names,
     stream::{self as streams, Bounds},
     token::Token,
@@ -77,100 +70,6 @@ pub(crate) struct Topic {
 impl Topic {
     pub(crate) fn id(&self) -> TopicId {
         TopicId::new(&self.id)
-    }
-}
-
-/// How the members of a group share its messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Partitioned,
-    Shared,
-}
-
-impl Mode {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Partitioned => "partitioned",
-            Self::Shared => "shared",
-        }
-    }
-}
-
-/// What the records of a topic say together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Meta {
-    pub(crate) id: String,
-    name: String,
-    pub(crate) partitions: u32,
-    age_ms: Option<u64>,
-    bytes: Option<u64>,
-    /// How many streams are known to be there.
-    ready: u32,
-    pub(crate) deleting: bool,
-    pub(crate) groups: BTreeMap<String, String>,
-    /// Where the next record will be.
-    pub(crate) next: Offset,
-}
-
-impl Meta {
-    /// Reads records in order.
-    pub(crate) fn fold<'a>(records: impl IntoIterator<Item = (Offset, &'a [u8])>) -> Result<Option<Self>> {
-        let mut meta = None;
-        for (offset, body) in records {
-            Self::apply(
-                &mut meta,
-                offset,
-                &Words::parse("the description of a topic", body)?,
-            )?;
-        }
-        Ok(meta)
-    }
-
-    pub(crate) fn apply(meta: &mut Option<Self>, offset: Offset, words: &Words) -> Result<()> {
-        let broken = || error::protocol("the description of a topic that cannot be read");
-        let partitions = || {
-            words
-                .number("partitions")
-                .and_then(|count| u32::try_from(count).ok())
-                .filter(|count| *count > 0)
-                .ok_or_else(broken)
-        };
-        let Some(known) = meta else {
-            if words.kind() == "create" {
-                *meta = Some(Self {
-                    id: words.text("id").ok_or_else(broken)?.to_owned(),
-                    name: words.text("name").ok_or_else(broken)?.to_owned(),
-                    partitions: partitions()?,
-                    age_ms: words.number("age_ms"),
-                    bytes: words.number("bytes"),
-                    ready: 0,
-                    deleting: false,
-                    groups: BTreeMap::new(),
-                    next: offset + 1,
-                });
-            }
-            return Ok(());
-        };
-        known.next = offset + 1;
-        match words.kind() {
-            "ready" => known.ready = known.ready.max(partitions()?),
-            "grow" => {
-                known.partitions = known.partitions.max(partitions()?);
-                known.ready = known.ready.max(known.partitions);
-            }
-            "group" => {
-                let name = words.text("name").ok_or_else(broken)?;
-                let mode = words.text("mode").ok_or_else(broken)?;
-                known
-                    .groups
-                    .entry(name.to_owned())
-                    .or_insert_with(|| mode.to_owned());
-            }
-            "delete" => known.deleting = true,
-            // What a later build adds is not for us.
-            _ => {}
-        }
-        Ok(())
     }
 }
 
@@ -784,47 +683,10 @@ impl fmt::Debug for Shared {
 mod tests {
     use super::*;
 
-    fn fold(records: &[&str]) -> Result<Option<Meta>> {
-        Meta::fold((0..).zip(records.iter().map(|record| record.as_bytes())))
-    }
-
-    #[test]
-    fn the_first_creation_and_the_first_mode_win() {
-        let meta = fold(&[
-            "mq1 create id=a name=orders partitions=4 age_ms=5000",
-            "mq1 create id=b name=orders partitions=8",
-            "mq1 group name=g mode=shared",
-            "mq1 group name=g mode=partitioned",
-            "mq1 ready partitions=4",
-            "mq1 paint colour=red",
-            "mq1 grow partitions=6",
-        ])
-        .unwrap()
-        .unwrap();
-        assert_eq!((meta.id.as_str(), meta.partitions, meta.ready), ("a", 6, 6));
-        assert_eq!(meta.groups["g"], "shared");
-        assert_eq!((meta.age_ms, meta.deleting, meta.next), (Some(5000), false, 7));
-        assert_eq!(fold(&["mq1 ready partitions=4"]).unwrap(), None);
-        assert!(
-            fold(&["mq1 create id=a name=o partitions=1", "mq1 delete"])
-                .unwrap()
-                .unwrap()
-                .deleting
-        );
-        for broken in [
-            "mq2 create",
-            "mq1 create id=a name=o partitions=0",
-            "mq1 create name=o partitions=1",
-        ] {
-            assert!(fold(&[broken]).is_err(), "{broken}");
-        }
-    }
-
     #[test]
     fn a_bound_makes_segments_small_enough_to_be_removed() {
-        let mut meta = fold(&["mq1 create id=a name=o partitions=1 bytes=100000 age_ms=1500"])
-            .unwrap()
-            .unwrap();
+        let created: &[u8] = b"mq1 create id=a name=o partitions=1 bytes=100000 age_ms=1500";
+        let mut meta = Meta::fold([(0, created)]).unwrap().unwrap();
         let arguments = stream_arguments(&meta);
         assert_eq!(arguments.inner()["x-max-age"], text("2s"));
         assert_eq!(

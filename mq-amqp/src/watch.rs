@@ -12,8 +12,9 @@ use tokio::{sync::watch, task::AbortHandle};
 
 use crate::{
     link::{Backoff, From, Link},
+    meta::Meta,
     stream,
-    topic::{Meta, Shared, Topic},
+    topic::{Shared, Topic},
     words::Words,
 };
 
