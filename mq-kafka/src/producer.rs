@@ -405,7 +405,9 @@ impl Flights {
     }
 
     fn failure(&self, cause: &Cause, code: Code, outcome: Outcome) -> Error {
-        if self.gone.load(Ordering::Acquire) {
+        // Partitions are only ever added: where one that was there is not, the topic is not, and the library may know
+        // that before the watch does.
+        if self.gone.load(Ordering::Acquire) || code == Code::UnknownPartition {
             return topic_not_found(&self.topic).with_outcome(outcome);
         }
         cause
