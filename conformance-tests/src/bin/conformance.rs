@@ -41,6 +41,10 @@ impl Harness for Named {
 
     async fn server(&self, _kind: ServerKind) -> HarnessResult<Arc<dyn Server>> {
         let mut named = self.clone();
+        if named.url == "memory://" {
+            // Without a name, every connection would have a broker of its own.
+            named.url.push_str("conformance");
+        }
         if self.name() == "memory" && !self.url.contains('?') {
             // Without a lease, nobody takes over from a member that is frozen.
             named.url.push_str("?lease=30s&shared_lease=4s");
