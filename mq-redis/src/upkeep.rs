@@ -14,7 +14,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 use crate::{
     delay, error,
     format::{Entry, EntryId, stamp_of},
-    link::Conn,
+    link::{Backoff, Conn},
     producer::RedisProducer,
     register::{self, Meta},
     resp::Reply,
@@ -126,6 +126,22 @@ impl Upkeep {
             .flat_map(|open| open.due.values().copied())
             .min()
     }
+
+    /// Takes out what is due: what is announced from here on is a time of its own, and the answer about these does not
+    /// overwrite it.
+    fn take_due(&self, now: Instant) -> Vec<(TopicName, u32)> {
+        let mut taken = Vec::new();
+        for (name, open) in &mut self.lock().topics {
+            open.due.retain(|partition, at| {
+                let waits = *at > now;
+                if !waits {
+                    taken.push((name.clone(), *partition));
+                }
+                waits
+            });
+        }
+        taken
+    }
 }
 
 impl Drop for OpenTopic {
@@ -140,99 +156,90 @@ impl Drop for OpenTopic {
     }
 }
 
+/// Moving does not wait for the looks, which take longer the more topics are open.
 async fn look_after(upkeep: Arc<Upkeep>) {
-    let mut next_tick = Instant::now();
-    let mut next_sync = Instant::now() + SYNC;
+    tokio::join!(move_on(&upkeep), look_on(&upkeep));
+}
+
+async fn move_on(upkeep: &Upkeep) {
+    let mut backoff = Backoff::new();
     loop {
-        let wake_at = upkeep.next_due().map_or(next_tick, |due| due.min(next_tick));
-        tokio::select! {
-            () = tokio::time::sleep_until(wake_at.into()) => {}
-            () = upkeep.woken.notified() => {}
-        }
-        let now = Instant::now();
-        let conn = match upkeep.shared.link.conn().await {
-            Ok(conn) => conn,
-            Err(error) => {
-                tracing::debug!(%error, "topics cannot be looked after for now");
-                tokio::time::sleep(TICK).await;
-                continue;
+        let next = upkeep.next_due();
+        let timer = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
             }
         };
-        let done = async {
-            move_due(&upkeep, &conn, now).await?;
-            if now >= next_tick {
-                // Clients that start together do not stay in step.
-                next_tick = now + TICK.mul_f64(0.9 + fastrand::f64() / 5.0);
-                tick(&upkeep, &conn).await?;
+        tokio::select! {
+            () = timer => {}
+            () = upkeep.woken.notified() => {}
+        }
+        let due = upkeep.take_due(Instant::now());
+        if due.is_empty() {
+            continue;
+        }
+        match move_due(upkeep, &due).await {
+            Ok(()) => backoff.reset(),
+            Err(error) => {
+                tracing::debug!(%error, "delayed messages could not be moved");
+                for (topic, partition) in &due {
+                    upkeep.due(topic, *partition, Duration::ZERO);
+                }
+                tokio::time::sleep(backoff.pause()).await;
             }
-            if now >= next_sync {
-                next_sync = now + SYNC;
+        }
+    }
+}
+
+async fn look_on(upkeep: &Upkeep) {
+    let mut next_sync = Instant::now() + SYNC;
+    loop {
+        let done = async {
+            let conn = upkeep.shared.link.conn().await?;
+            tick(upkeep, &conn).await?;
+            if Instant::now() >= next_sync {
+                next_sync = Instant::now() + SYNC;
                 upkeep.shared.clock.sync(&conn).await?;
             }
             Ok::<(), mq_api::Error>(())
         }
         .await;
         if let Err(error) = done {
-            tracing::debug!(%error, "looking after topics failed");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tracing::debug!(%error, "topics could not be looked after");
         }
+        // Clients that start together do not stay in step.
+        tokio::time::sleep(TICK.mul_f64(0.9 + fastrand::f64() / 5.0)).await;
     }
 }
 
-/// Moves delayed messages that are due in partitions where some were announced.
-async fn move_due(upkeep: &Upkeep, conn: &Conn, now: Instant) -> Result<()> {
-    let due: Vec<(TopicName, u32)> = {
-        let state = upkeep.lock();
-        state
-            .topics
-            .iter()
-            .flat_map(|(name, open)| {
-                open.due
-                    .iter()
-                    .filter(|(_, at)| **at <= now)
-                    .map(|(partition, _)| (name.clone(), *partition))
-            })
-            .collect()
-    };
-    if due.is_empty() {
-        return Ok(());
-    }
+/// Moves delayed messages that are due. An error means that nobody knows which were moved; what the server refuses for
+/// a partition, the next look finds again.
+async fn move_due(upkeep: &Upkeep, due: &[(TopicName, u32)]) -> Result<()> {
     let keys = &upkeep.shared.keys;
     let mut pipe = redis::pipe();
-    for (topic, partition) in &due {
+    for (topic, partition) in due {
         pipe.add_command(delay::move_due(
             &keys.partition(topic, *partition),
             &keys.delay(topic, *partition),
         ));
     }
-    let replies = conn.ask_all(&pipe).await?;
-    let mut refused = None;
-    let mut state = upkeep.lock();
-    for ((topic, partition), reply) in due.into_iter().zip(replies) {
-        let Some(open) = state.topics.get_mut(&topic) else {
-            continue;
-        };
+    let replies = upkeep.shared.link.conn().await?.ask_all(&pipe).await?;
+    for ((topic, partition), reply) in due.iter().zip(replies) {
         match reply {
-            Reply::Int(after) => match u64::try_from(after) {
-                Ok(after) => {
-                    open.due
-                        .insert(partition, Instant::now() + Duration::from_millis(after));
+            Reply::Int(after) => {
+                if let Ok(after) = u64::try_from(after) {
+                    upkeep.due(topic, *partition, Duration::from_millis(after));
                 }
-                Err(_) => {
-                    open.due.remove(&partition);
-                }
-            },
+            }
             Reply::Refused(words) => {
-                // The next tick finds it again.
-                open.due.remove(&partition);
-                refused = Some(error::refused(&words));
+                let error = error::refused(&words);
+                tracing::debug!(%error, %topic, partition, "delayed messages could not be moved");
             }
-            _ => {
-                open.due.remove(&partition);
-            }
+            _ => {}
         }
     }
-    refused.map_or(Ok(()), Err)
+    Ok(())
 }
 
 /// Looks at every open topic. What is refused for one of them holds up no other.

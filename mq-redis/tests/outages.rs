@@ -4,24 +4,14 @@
 
 mod support;
 
-use std::{
-    collections::BTreeSet,
-    io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    pin::pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, pin::pin, sync::atomic::Ordering, time::Duration};
 
 use mq_api::{
     ErrorKind,
     driver::{Event, Mq},
 };
 use mq_redis::RedisMq;
-use support::*;
+use support::{tap::Tap, *};
 use test_brokers::{Broker, ProxyMode};
 
 /// A session may be heard of while the answer to its join is lost; the others must not wait for it.
@@ -53,81 +43,6 @@ async fn a_join_whose_answer_is_lost_leaves_no_ghost() {
     let (joined, left) = (who("join"), who("bye"));
     assert_eq!((joined.len(), left.len()), (4, 3), "{log}");
     assert!(joined.is_superset(&left), "{log}");
-}
-
-/// Passes bytes on, and ends a connection on which a member joins once the server has the join and before it answers.
-struct Tap {
-    address: SocketAddr,
-    joins_to_break: Arc<AtomicUsize>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Tap {
-    fn start(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let tap = Self {
-            address: listener.local_addr().unwrap(),
-            joins_to_break: Arc::default(),
-            open: Arc::default(),
-        };
-        let (joins, open) = (Arc::clone(&tap.joins_to_break), Arc::clone(&tap.open));
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let Ok(server) = TcpStream::connect(server) else {
-                    continue;
-                };
-                open.lock().unwrap().push(client.try_clone().unwrap());
-                let broken = Arc::new(AtomicBool::new(false));
-                let (back_from, back_to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-                let (is_broken, joins) = (Arc::clone(&broken), Arc::clone(&joins));
-                std::thread::spawn(move || pass(back_from, back_to, |_| !is_broken.load(Ordering::SeqCst)));
-                std::thread::spawn(move || {
-                    let ended = client.try_clone().unwrap();
-                    pass(client, server, |bytes| {
-                        if bytes.windows(8).any(|part| part == b"\r\njoin\r\n") && take_one(&joins) {
-                            broken.store(true, Ordering::SeqCst);
-                            end_soon(ended.try_clone().unwrap());
-                        }
-                        true
-                    });
-                });
-            }
-        });
-        tap
-    }
-
-    fn cut(&self) {
-        for client in self.open.lock().unwrap().drain(..) {
-            let _ = client.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-/// Ends a connection by when the server has what was just passed on.
-fn end_soon(connection: TcpStream) {
-    #[expect(clippy::disallowed_methods, reason = "in a thread of its own")]
-    std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(100));
-        let _ = connection.shutdown(Shutdown::Both);
-    });
-}
-
-fn take_one(count: &AtomicUsize) -> bool {
-    count
-        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1))
-        .is_ok()
-}
-
-fn pass(mut from: TcpStream, mut to: TcpStream, mut passes: impl FnMut(&[u8]) -> bool) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
-        if passes(&buffer[..count]) && to.write_all(&buffer[..count]).is_err() {
-            break;
-        }
-    }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
 }
 
 /// The register still names a living session as the owner: without its end, the partition would be nobody's for ever.

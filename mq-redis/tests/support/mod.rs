@@ -4,6 +4,8 @@
 #![allow(unreachable_pub, reason = "a module of several test binaries")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+pub mod tap;
+
 use std::{
     collections::BTreeMap,
     future::poll_fn,
