@@ -135,6 +135,11 @@ impl Scanner {
         Ok((at, false))
     }
 
+    /// Tells whether the last reply has ended and none has begun.
+    fn is_between_replies(&self) -> bool {
+        matches!(self.state, State::Type) && self.open.is_empty()
+    }
+
     /// Says how many bytes of the string under way are missing.
     pub(crate) fn missing(&self) -> usize {
         match self.state {
@@ -218,6 +223,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let before = buf.filled().len();
         std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         let mut fresh = buf.filled().get(before..).unwrap_or_default();
+        // The client would take half a reply for a malformed one, which no other connection could mend.
+        if fresh.is_empty() && buf.remaining() > 0 && !self.scanner.is_between_replies() {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
         while !fresh.is_empty() {
             let (gone_over, _) = self
                 .scanner
@@ -286,6 +295,24 @@ mod tests {
             Ok(vec![19, 28])
         );
         assert_eq!(ends(b"%1\r\n+a\r\n_\r\n,1.5\r\n"), Ok(vec![11, 17]));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_within_a_reply_is_broken_and_not_malformed() {
+        use tokio::io::AsyncReadExt;
+        for (bytes, whole) in [
+            (&b"+OK\r\n"[..], true),
+            (b"*2\r\n:1\r\n", false),
+            (b"$3\r\na", false),
+        ] {
+            let mut read = Vec::new();
+            let result = Guarded::new(bytes, LIMITS).read_to_end(&mut read).await;
+            assert_eq!(read, bytes);
+            assert_eq!(
+                result.map_err(|error| error.kind()).err(),
+                (!whole).then_some(io::ErrorKind::UnexpectedEof)
+            );
+        }
     }
 
     #[test]
