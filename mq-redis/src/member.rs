@@ -132,11 +132,8 @@ impl Member {
             };
             let exit = match conn {
                 Ok(conn) => {
-                    if std::mem::take(&mut down) {
-                        self.outbox.outage(None);
-                    }
                     let began = tokio::time::Instant::now();
-                    let exit = session::run(&self, conn, &name, &mut before).await;
+                    let exit = session::run(&self, conn, &name, &mut before, &mut down).await;
                     if began.elapsed() > self.ttl {
                         backoff.reset();
                     }

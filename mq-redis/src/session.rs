@@ -98,10 +98,20 @@ impl LogSink {
     }
 }
 
-/// Runs one session to its end.
-pub(crate) async fn run(member: &Arc<Member>, conn: Conn, name: &str, before: &mut Vec<String>) -> Exit {
+/// Runs one session to its end. `down` says whether an outage was told of, whose end is told once the member has joined:
+/// a connection alone may be one that ends in this moment.
+pub(crate) async fn run(
+    member: &Arc<Member>,
+    conn: Conn,
+    name: &str,
+    before: &mut Vec<String>,
+    down: &mut bool,
+) -> Exit {
     let exit = async {
         let (mut session, log_slot) = Session::join(member, conn, name, before).await?;
+        if std::mem::take(down) {
+            member.outbox.outage(None);
+        }
         session.attend(&log_slot).await
     }
     .await;
