@@ -16,6 +16,7 @@ use mq_api::{
     Due, Error, Message, Offset, Outcome, Result, Timestamp, TopicName,
     driver::{self, ProducerRequest, SendBatch, SendWindow, Wakes, invalid_partition, topic_not_found},
 };
+use smallvec::SmallVec;
 use tokio::{
     net::TcpStream,
     sync::{Notify, watch},
@@ -36,8 +37,9 @@ use crate::{
 const MOST_IN_FLIGHT: usize = 8 * 1024;
 /// How many bytes are packed ahead of the socket: enough to keep it busy, little enough to know what has not left.
 const MOST_PACKED: u64 = 1024 * 1024;
-/// How many batches of a partition are under way: while one is answered, the next gathers.
-const BATCHES: usize = 2;
+/// How many batches of a partition are under way. Many tasks that each await a message are not made to wait for one
+/// another; what they send together is written together all the same.
+const BATCHES: usize = 64;
 
 /// Sends for every producer of a client.
 pub(crate) struct Sender {
@@ -52,6 +54,8 @@ struct Queue {
     /// Bounded by the window that each producer declares.
     waiting: VecDeque<Job>,
     wire: Option<Wire>,
+    /// Whether the task knows that something waits.
+    told: bool,
     task: Option<AbortHandle>,
     closed: bool,
 }
@@ -70,8 +74,9 @@ struct Route {
     delay_key: String,
 }
 
-/// What is under way on the connection. Whoever sends writes to the socket at once; only what it does not take is left
-/// to the task.
+/// What is under way on the connection. Who sends while nothing is under way writes to the socket at once. Who sends
+/// while something is leaves it to the task, which writes when everyone who could run has run: a write costs the server as
+/// much as several messages.
 struct Wire {
     /// None where the connection is encrypted: then the task alone writes.
     socket: Option<Arc<TcpStream>>,
@@ -88,8 +93,8 @@ struct Flight {
     batch: SendBatch,
     route: Arc<Route>,
     /// For each command: the message, and where its bytes begin in the connection's life.
-    commands: Vec<(usize, u64)>,
-    answers: Vec<Answer>,
+    commands: SmallVec<[(usize, u64); 1]>,
+    answers: SmallVec<[Answer; 1]>,
     packed_at: Instant,
 }
 
@@ -136,7 +141,8 @@ impl Sender {
                 return;
             }
             queue.waiting.push_back(job);
-            self.push(&mut queue)
+            let is_busy = queue.wire.as_ref().is_some_and(|wire| !wire.flights.is_empty());
+            (is_busy || self.push(&mut queue)) && !std::mem::replace(&mut queue.told, true)
         };
         if left_over {
             self.arrived.notify_one();
@@ -225,11 +231,14 @@ async fn send_on(sender: Arc<Sender>) {
 
 async fn wait_for_work(sender: &Sender) {
     loop {
-        let arrived = sender.arrived.notified();
-        if !sender.lock().waiting.is_empty() {
-            return;
+        {
+            let mut queue = sender.lock();
+            queue.told = false;
+            if !queue.waiting.is_empty() {
+                return;
+            }
         }
-        arrived.await;
+        sender.arrived.notified().await;
     }
 }
 
@@ -264,6 +273,7 @@ async fn exchange(sender: &Arc<Sender>, conn: &mut RawConn, backoff: &mut Backof
     loop {
         let stuck = {
             let mut queue = sender.lock();
+            queue.told = false;
             let stuck = sender.push(&mut queue);
             if let Some(wire) = &mut queue.wire
                 && wire.socket.is_none()
@@ -286,7 +296,8 @@ async fn exchange(sender: &Arc<Sender>, conn: &mut RawConn, backoff: &mut Backof
                 }
                 Err(error) => return error,
             },
-            () = sender.arrived.notified() => {}
+            // Whoever was woken with the sender may be about to send as well.
+            () = sender.arrived.notified() => tokio::task::yield_now().await,
             result = writable(socket.as_deref()), if stuck && socket.is_some() => {
                 if let Err(error) = result {
                     return error::from_io(&sender.shared.config.address(), &error);
@@ -325,7 +336,7 @@ fn pack(waiting: &mut VecDeque<Job>, wire: &mut Wire, now: Timestamp) {
         };
         let begun = batch.begin_io(0..batch.len());
         let before = wire.output.len();
-        let mut commands = Vec::with_capacity(batch.len());
+        let mut commands = SmallVec::with_capacity(batch.len());
         for (index, message) in batch.messages().iter().enumerate() {
             // Those that were given up meanwhile are skipped.
             if !begun && !batch.begin_one(index) {
@@ -348,7 +359,7 @@ fn pack(waiting: &mut VecDeque<Job>, wire: &mut Wire, now: Timestamp) {
         }
         wire.in_flight += commands.len();
         wire.flights.push_back(Flight {
-            answers: Vec::with_capacity(commands.len()),
+            answers: SmallVec::with_capacity(commands.len()),
             batch,
             route,
             commands,
