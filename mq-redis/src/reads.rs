@@ -426,7 +426,12 @@ async fn read_once(inner: &Arc<Inner>, conn: &mut RawConn, plan: Plan, wait: Dur
             }
             single_out(inner, conn, plan).await
         }
-        reply => hand_out(inner, &plan, reply),
+        reply => {
+            hand_out(inner, &plan, reply)?;
+            // The server answers whoever sent in the same moment: that answer is not made to wait for the next read.
+            tokio::task::yield_now().await;
+            Ok(())
+        }
     }
 }
 
