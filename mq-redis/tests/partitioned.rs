@@ -203,6 +203,32 @@ async fn a_dead_members_partitions_are_taken_over_and_its_late_commit_is_refused
     );
 }
 
+/// Only who dies without a word is waited for: a restart that closes first, or whose process ends its tasks in order,
+/// waits for nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_leaves_in_order_frees_its_partitions_at_once() {
+    let redis = options().start().unwrap();
+    let config = config(&redis).with_session_timeout(Duration::from_secs(300));
+    let connect = async || mq_redis::RedisMq::connect_with(config.clone()).await.unwrap();
+    let mq = connect().await;
+    let topic = create(&mq, "orders", 2).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("first", |m| m.assigned.len() == 2).await;
+    member.consumer.close().await.unwrap();
+    mq.close().await.unwrap();
+    drop((member, mq));
+
+    let mq = connect().await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("after a close", |m| m.assigned.len() == 2).await;
+    assert!(member.assigned[&0].clean);
+    drop(member);
+
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("after a drop", |m| m.assigned.len() == 2).await;
+    assert!(member.assigned[&0].clean);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_begins_a_new_session_and_a_killed_server_too() {
     let redis = options().with_proxy().start().unwrap();

@@ -1,4 +1,22 @@
-//! What has gone wrong with Redis before, each as a test on a real server.
+//! What has gone wrong with Redis before, each as a test on a real server. Where no file is named, it is here; a name that
+//! begins with a letter and a number is a case of the conformance suite.
+//!
+//! | trap | test |
+//! |---|---|
+//! | a member that was frozen for longer than its lease delivers and commits nothing that another owns | `C14`; `a_dead_members_partitions_are_taken_over_and_its_late_commit_is_refused` in `partitioned.rs` |
+//! | a late commit | the same; in shared mode a late ack: `a_vanished_holders_messages_come_after_its_lease_and_its_late_ack_is_refused` in `shared.rs` |
+//! | the server lost the end of its file: what is written later is not skipped | `a_position_beyond_a_lost_tail_skips_nothing` |
+//! | a topic deleted and made again: live consumers end, the next start over | `T5`; `a_deleted_topic_ends_its_consumers_and_the_next_starts_over` in `partitioned.rs`, `a_shared_group_outlives_cuts_and_hears_of_its_topics_end` in `shared.rs` |
+//! | `OOM` is retryable, ownership stays whole | `a_full_server_is_retryable_and_corrupts_no_ownership`; `a_release_that_the_server_refuses_holds_no_partition_back` in `outages.rs` |
+//! | `LOADING` after a restart | `a_server_that_loads_its_data_is_waited_for` |
+//! | a script or a command that the user may not call | `a_denied_command_is_permission_denied`, `the_rights_of_the_page_are_enough` |
+//! | TLS against a port without it | `tls_against_a_plaintext_port_meets_the_connect_deadline` |
+//! | a string of 512 MB that a hostile server announces | `a_hostile_announcement_takes_no_memory`; `F6` |
+//! | both protocols | `tls_passwords_and_both_protocols_work_and_bad_ones_are_typed`, `both_protocols_do_all_work` |
+//! | a server that may evict keys | `a_server_that_may_evict_keys_is_warned_of_at_connect` |
+//! | a blocking read that the response timeout must not cut, and a wake from it | `an_idle_read_outlives_the_command_timeout`, `a_client_with_256_partitions_has_three_connections_and_wakes_at_once` |
+//! | a dropped future swallows no message | `C8`; `a_dropped_receive_swallows_nothing_and_close_gives_back_at_once` in `shared.rs` |
+//! | a connection that breaks within a reply is no malformed reply | `a_connection_that_ends_within_a_reply_is_broken_and_not_malformed` in `src/guard.rs` |
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
@@ -13,7 +31,7 @@ use std::{
 
 use mq_api::{
     ErrorKind, Message, Outcome, Position, TopicSpec,
-    driver::{CommitOutcome, FetchRequest, Mq},
+    driver::{CommitOutcome, CommittedRequest, FetchRequest, Mq},
     url::ConnectUrl,
 };
 use mq_redis::{RedisConfig, RedisMq, RedisProtocol};
@@ -34,7 +52,7 @@ fn resident() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_absent_a_silent_and_a_babbling_server_are_typed_errors_in_time() {
+async fn an_absent_and_a_silent_server_are_typed_errors_in_time() {
     let begin = Instant::now();
     let error = RedisMq::connect_with(at(refused_address().unwrap().address()))
         .await
@@ -55,6 +73,12 @@ async fn an_absent_a_silent_and_a_babbling_server_are_typed_errors_in_time() {
         "{error}"
     );
 
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hostile_announcement_takes_no_memory() {
+    let begin = Instant::now();
     let before = resident();
     for prefix in [
         &b""[..],
@@ -158,6 +182,70 @@ async fn tls_passwords_and_both_protocols_work_and_bad_ones_are_typed() {
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{url}");
     }
+}
+
+/// Each kind of reply that the driver reads comes in another shape where the protocol is the newer one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_protocols_do_all_work() {
+    let redis = options().start().unwrap();
+    for protocol in [RedisProtocol::Resp2, RedisProtocol::Resp3] {
+        let mq = RedisMq::connect_with(config(&redis).with_protocol(protocol))
+            .await
+            .unwrap();
+        let topic = create(&mq, &format!("all-{protocol:?}"), 2).await;
+        let producer = producer(&mq, &topic).await;
+        send_numbers(&*producer, 0, 0..3).await;
+        let delayed = Message::new("3").with_delay(Duration::from_millis(50));
+        send(&*producer, 1, vec![delayed]).await[0].as_ref().unwrap();
+        let mut member = join(&mq, subscription(&topic, "g")).await;
+        member.until("all", |m| m.received.len() == 4).await;
+        assert_eq!(member.commit(0, 2).await.unwrap(), CommitOutcome::Stored);
+        let request = CommittedRequest::new(topic.clone(), group("g"));
+        let stored = mq.committed(request).await.unwrap();
+        assert_eq!((stored[0].partition, stored[0].position), (0, 2));
+        let reader = mq.reader(topic.clone()).await.unwrap();
+        assert_eq!(reader.bounds().await.unwrap(), [(0, 3), (0, 1)]);
+        let all = FetchRequest::new(0, Position::Earliest, 10);
+        assert_eq!(reader.fetch(all).await.unwrap().records.len(), 3);
+        let queue = mq.queue_consumer(subscription(&topic, "workers")).await.unwrap();
+        let mut came = BTreeSet::new();
+        while came.len() < 4 {
+            for record in queue.receive(10).await.unwrap() {
+                came.insert(number(&record.record.message));
+                queue.ack(vec![record.receipt]).await.pop().unwrap().unwrap();
+            }
+        }
+        let request = CommittedRequest::new(topic.clone(), group("workers"));
+        let stored = mq.committed(request).await.unwrap();
+        assert_eq!((stored[0].position, stored[1].position), (3, 1));
+        assert_eq!(mq.list_topics().await.unwrap(), std::slice::from_ref(&topic));
+        assert_eq!(
+            mq.describe_topic(topic.clone()).await.unwrap().partitions.len(),
+            2
+        );
+        mq.delete_topics(vec![topic]).await.pop().unwrap().unwrap();
+        member.until("gone", |m| m.topic_gone).await;
+        mq.close().await.unwrap();
+    }
+}
+
+/// A read that finds nothing waits for longer than any command may take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_read_outlives_the_command_timeout() {
+    let redis = options().start().unwrap();
+    let config = config(&redis).with_request_timeout(Duration::from_millis(500));
+    let mq = RedisMq::connect_with(config).await.unwrap();
+    let topic = create(&mq, "orders", 1).await;
+    let producer = producer(&mq, &topic).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("assigned", |m| m.assigned.len() == 1).await;
+    let idle = Instant::now();
+    while idle.elapsed() < Duration::from_secs(2) {
+        member.step(Duration::from_millis(100)).await;
+    }
+    send_numbers(&*producer, 0, [1]).await;
+    member.until("one", |m| m.received.len() == 1).await;
+    assert_eq!((member.outages, member.lost.len()), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
