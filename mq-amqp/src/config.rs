@@ -1,8 +1,10 @@
 //! How to reach the server, and how the driver behaves on it.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use mq_api::{Error, ErrorKind, Result, url::ConnectUrl};
+
+use crate::existing::ExistingTopic;
 
 /// Says where the server is and how the driver uses it.
 ///
@@ -22,6 +24,8 @@ pub struct AmqpConfig {
     pub host: String,
     /// The server's port.
     pub port: u16,
+    /// Other nodes of the same cluster, by name and port. Where one cannot be reached the next is tried. Default: none.
+    pub other_hosts: Vec<(String, u16)>,
     /// Whether the connection is TLS. Default: no.
     pub tls: bool,
     /// A file of certificates in PEM to trust instead of the system's. Default: none.
@@ -37,7 +41,9 @@ pub struct AmqpConfig {
     pub prefix: String,
     /// What kind of queues hold the positions of groups. Default: classic.
     pub tokens: TokenQueues,
-    /// How long connecting may take, the handshakes included. Default: 5 s.
+    /// The topics that stand for queues and exchanges that others made. Default: none.
+    pub existing: BTreeMap<String, ExistingTopic>,
+    /// How long connecting may take, the handshakes included, of all hosts together. Default: 5 s.
     pub connect_timeout: Duration,
     /// How long one request to the server may take. Default: 10 s.
     pub request_timeout: Duration,
@@ -72,6 +78,7 @@ impl AmqpConfig {
         Self {
             host: host.into(),
             port,
+            other_hosts: Vec::new(),
             tls: false,
             tls_ca: None,
             username: "guest".to_owned(),
@@ -79,10 +86,25 @@ impl AmqpConfig {
             vhost: "/".to_owned(),
             prefix: "mq".to_owned(),
             tokens: TokenQueues::default(),
+            existing: BTreeMap::new(),
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             session_timeout: Duration::from_secs(6),
         }
+    }
+
+    /// Adds another node of the same cluster, to be tried where those before it cannot be reached.
+    #[must_use]
+    pub fn with_other_host(mut self, host: impl Into<String>, port: u16) -> Self {
+        self.other_hosts.push((host.into(), port));
+        self
+    }
+
+    /// Lets a topic stand for what others made on the server.
+    #[must_use]
+    pub fn with_existing(mut self, topic: impl Into<String>, what: ExistingTopic) -> Self {
+        self.existing.insert(topic.into(), what);
+        self
     }
 
     /// Sets the user and its password.
@@ -150,13 +172,8 @@ impl AmqpConfig {
     /// [`ErrorKind::InvalidConfig`], naming the part and its rule.
     pub fn from_url(url: &ConnectUrl) -> Result<Self> {
         let rule = |what: String| Error::new(ErrorKind::InvalidConfig, what);
-        let host = match url.require_hosts()? {
-            [host] => host,
-            _ => {
-                return Err(rule(
-                    "the amqp URL names several hosts; one server is used".to_owned(),
-                ));
-            }
+        let Some((host, others)) = url.require_hosts()?.split_first() else {
+            return Err(rule("the amqp URL names no host".to_owned()));
         };
         let (tls, default_port) = match url.scheme() {
             "amqp" => (false, DEFAULT_PORT),
@@ -169,6 +186,9 @@ impl AmqpConfig {
         };
         let mut config = Self::new(&host.name, host.port.unwrap_or(default_port));
         config.tls = tls;
+        for other in others {
+            config = config.with_other_host(&other.name, other.port.unwrap_or(default_port));
+        }
         if let Some(user) = url.user() {
             config.username = user.to_owned();
         }
@@ -204,11 +224,16 @@ impl AmqpConfig {
     /// Checks what can be checked without a server.
     pub(crate) fn validate(&self) -> Result<()> {
         let rule = |what: String| Err(Error::new(ErrorKind::InvalidConfig, what));
-        if self.host.is_empty() {
-            return rule("the host is empty".to_owned());
+        for host in self.hosts() {
+            if host.name.is_empty() {
+                return rule("the host is empty".to_owned());
+            }
+            if host.port == 0 {
+                return rule("port 0 cannot be connected to".to_owned());
+            }
         }
-        if self.port == 0 {
-            return rule("port 0 cannot be connected to".to_owned());
+        for (topic, existing) in &self.existing {
+            existing.validate(topic)?;
         }
         if self.prefix.is_empty() || self.prefix.len() > 64 {
             return rule(format!("prefix {:?}: it has 1 to 64 characters", self.prefix));
@@ -242,12 +267,33 @@ impl AmqpConfig {
         heartbeat_of(self.session_timeout)
     }
 
-    /// Names the server for errors and logs, without credentials.
-    pub(crate) fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
+    /// Returns the hosts in the order in which they are tried.
+    pub(crate) fn hosts(&self) -> Vec<Host> {
+        let first = (&self.host, &self.port);
+        let others = self.other_hosts.iter().map(|(name, port)| (name, port));
+        std::iter::once(first)
+            .chain(others)
+            .map(|(name, port)| Host {
+                name: name.clone(),
+                port: *port,
+            })
+            .collect()
+    }
+}
+
+/// One server to connect to; it is shown as errors and logs name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) port: u16,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.name.contains(':') {
+            write!(f, "[{}]:{}", self.name, self.port)
         } else {
-            format!("{}:{}", self.host, self.port)
+            write!(f, "{}:{}", self.name, self.port)
         }
     }
 }
@@ -261,12 +307,13 @@ pub(crate) fn heartbeat_of(session_timeout: Duration) -> u16 {
 impl fmt::Debug for AmqpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AmqpConfig")
-            .field("address", &self.address())
+            .field("hosts", &self.hosts())
             .field("tls", &self.tls)
             .field("username", &self.username)
             .field("password", &"***")
             .field("vhost", &self.vhost)
             .field("prefix", &self.prefix)
+            .field("existing", &self.existing)
             .field("session_timeout", &self.session_timeout)
             .finish_non_exhaustive()
     }
@@ -308,14 +355,12 @@ mod tests {
         let config = AmqpConfig::from_url(&url).unwrap();
         assert_eq!((config.port, config.vhost.as_str()), (5671, "v/1"));
         assert_eq!((config.prefix.as_str(), config.heartbeat()), ("test", 3));
+        let several = AmqpConfig::from_url(&ConnectUrl::parse("amqp://a,b:7,[::1]").unwrap()).unwrap();
+        let hosts: Vec<String> = several.hosts().iter().map(Host::to_string).collect();
+        assert_eq!(hosts, ["a:5672", "b:7", "[::1]:5672"]);
         let plain = AmqpConfig::from_url(&ConnectUrl::parse("amqp://h").unwrap()).unwrap();
         assert_eq!((plain.port, plain.vhost.as_str()), (5672, "/"));
-        for bad in [
-            "redis://h",
-            "amqp://h,i",
-            "amqp://h?names=odd",
-            "amqp://h?tls_ca=/x",
-        ] {
+        for bad in ["redis://h", "amqp://h?names=odd", "amqp://h?tls_ca=/x"] {
             let error = AmqpConfig::from_url(&ConnectUrl::parse(bad).unwrap()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{bad}");
         }

@@ -7,6 +7,7 @@ use std::{
     io,
     net::Shutdown,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_rs::TokioRuntime;
@@ -16,17 +17,36 @@ use lapin::{
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
 use mq_api::{Error, Outcome, Result};
+use tokio::sync::watch;
 
-use crate::{config::AmqpConfig, error};
+use crate::{
+    config::{AmqpConfig, Host},
+    error,
+};
 
 /// The second handle on a socket. It ends the connection when it is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Socket(Mutex<Option<std::net::TcpStream>>);
+pub(crate) struct Socket {
+    handle: Mutex<Option<std::net::TcpStream>>,
+    /// The library notices later, and what is asked of it meanwhile may never be answered.
+    ended: watch::Sender<bool>,
+}
 
 impl Socket {
+    pub(crate) fn is_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Waits until the connection is ended from this side.
+    pub(crate) async fn ended(&self) {
+        // The sender is this one's own.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
     /// Ends the connection at once.
     pub(crate) fn end(&self) {
-        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.ended.send_replace(true);
+        let socket = self.handle.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(socket) = socket {
             // It may be closed already.
             let _ = socket.shutdown(Shutdown::Both);
@@ -34,7 +54,7 @@ impl Socket {
     }
 
     fn hold(&self, socket: Option<std::net::TcpStream>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = socket;
+        *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = socket;
     }
 }
 
@@ -47,12 +67,14 @@ impl Drop for Socket {
 /// Connects with a heartbeat in seconds; `name` is what the server shows for the connection.
 pub(crate) async fn connect(
     config: &AmqpConfig,
+    host: &Host,
+    limit: Duration,
     heartbeat: u16,
     name: &str,
 ) -> Result<(Connection, Arc<Socket>)> {
     let socket = Arc::new(Socket::default());
-    let limit = config.connect_timeout;
-    match tokio::time::timeout(limit, open(config, heartbeat, name, Arc::clone(&socket))).await {
+    let opened = open(config, host, limit, heartbeat, name, Arc::clone(&socket));
+    match tokio::time::timeout(limit, opened).await {
         Ok(Ok(connection)) => Ok((connection, socket)),
         Ok(Err(error)) => Err(error),
         // Dropping the socket ends the thread that waits on it.
@@ -60,7 +82,14 @@ pub(crate) async fn connect(
     }
 }
 
-async fn open(config: &AmqpConfig, heartbeat: u16, name: &str, socket: Arc<Socket>) -> Result<Connection> {
+async fn open(
+    config: &AmqpConfig,
+    host: &Host,
+    limit: Duration,
+    heartbeat: u16,
+    name: &str,
+    socket: Arc<Socket>,
+) -> Result<Connection> {
     let uri = AMQPUri {
         // TLS is put on by us, once the second handle is there.
         scheme: AMQPScheme::AMQP,
@@ -69,8 +98,8 @@ async fn open(config: &AmqpConfig, heartbeat: u16, name: &str, socket: Arc<Socke
                 username: config.username.clone(),
                 password: config.password.clone(),
             },
-            host: config.host.clone(),
-            port: config.port,
+            host: host.name.clone(),
+            port: host.port,
         },
         vhost: config.vhost.clone(),
         query: AMQPQueryString {
@@ -78,10 +107,9 @@ async fn open(config: &AmqpConfig, heartbeat: u16, name: &str, socket: Arc<Socke
             ..AMQPQueryString::default()
         },
     };
-    let address = config.address();
+    let address = host.to_string();
     let runtime = lapin::runtime::default_runtime().map_err(|e| error::from_connect(&address, &e))?;
     let properties = ConnectionProperties::default().with_connection_name(name.as_bytes().to_vec().into());
-    let limit = config.connect_timeout;
     let tls = Tls::new(config)?;
     let held = Arc::downgrade(&socket);
     let connector = async move |uri: AMQPUri, runtime: TokioRuntime| {

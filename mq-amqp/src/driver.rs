@@ -20,13 +20,15 @@ use mq_api::{
 use crate::{
     config::AmqpConfig,
     consumer, delay,
+    existing::Existing,
+    lane::Sink,
     producer::AmqpProducer,
     queue,
     reader::AmqpReader,
     topic::{MAX_PARTITIONS, Shared},
 };
 
-/// Connects to one RabbitMQ server, or to one node of a cluster.
+/// Connects to one RabbitMQ server, or to one node of a cluster at a time.
 ///
 /// It holds two connections: one to send on, opened with the first producer, and one for everything else.
 pub struct AmqpMq {
@@ -79,6 +81,21 @@ impl AmqpMq {
         Ok(self.shared.consume.conn().await?.channel().await?.into_native())
     }
 
+    /// Returns what a topic stands for, where others made that.
+    fn existing(&self, topic: &TopicName) -> Option<Existing> {
+        let what = self.shared.config.existing.get(topic.as_str())?;
+        Some(Existing::new(topic, what))
+    }
+
+    /// Refuses what only topics of our own can do.
+    fn check_own(&self, topic: &TopicName, what: &str) -> Result<()> {
+        self.check_open()?;
+        match self.existing(topic) {
+            Some(existing) => Err(existing.refusal(what)),
+            None => Ok(()),
+        }
+    }
+
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             Err(Error::closed("connection"))
@@ -125,19 +142,19 @@ impl driver::Mq for AmqpMq {
     }
 
     async fn create_topic(&self, spec: TopicSpec) -> Result<()> {
-        self.check_open()?;
+        self.check_own(&spec.name, "creating a topic")?;
         self.shared.create(&spec).await
     }
 
     async fn add_partitions(&self, topic: TopicName, partitions: u32) -> Result<()> {
-        self.check_open()?;
+        self.check_own(&topic, "adding partitions")?;
         self.shared.add_partitions(&topic, partitions).await
     }
 
     async fn delete_topics(&self, topics: Vec<TopicName>) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(topics.len());
         for topic in topics {
-            results.push(match self.check_open() {
+            results.push(match self.check_own(&topic, "deleting a topic") {
                 Ok(()) => self.shared.delete(&topic).await,
                 Err(error) => Err(error),
             });
@@ -151,36 +168,45 @@ impl driver::Mq for AmqpMq {
     }
 
     async fn describe_topic(&self, topic: TopicName) -> Result<TopicDescription> {
-        self.check_open()?;
+        self.check_own(&topic, "describing a topic")?;
         self.shared.describe(topic).await
     }
 
     async fn committed(&self, request: CommittedRequest) -> Result<Vec<CommittedPosition>> {
-        self.check_open()?;
+        self.check_own(&request.topic, "reading positions")?;
         self.shared.committed(&request.topic, &request.group).await
     }
 
     async fn producer(&self, request: ProducerRequest) -> Result<Arc<dyn driver::Producer>> {
         self.check_open()?;
-        let open = self.shared.open(&request.topic).await?;
-        Ok(Arc::new(AmqpProducer::new(&self.shared, open, &request)))
+        let sink = match self.existing(&request.topic) {
+            Some(existing) => {
+                existing.check_route(&self.shared.consume).await?;
+                Sink::Existing(Arc::new(existing))
+            }
+            None => Sink::Topic(self.shared.open(&request.topic).await?),
+        };
+        Ok(Arc::new(AmqpProducer::new(&self.shared, sink, &request)))
     }
 
     async fn consumer(
         &self,
         subscription: Subscription,
     ) -> Result<(Arc<dyn driver::Consumer>, Box<dyn Events>)> {
-        self.check_open()?;
+        self.check_own(&subscription.topic, "partitions")?;
         consumer::join(&self.shared, subscription).await
     }
 
     async fn queue_consumer(&self, subscription: Subscription) -> Result<Arc<dyn QueueConsumer>> {
         self.check_open()?;
-        queue::join(&self.shared, subscription).await
+        match self.existing(&subscription.topic) {
+            Some(existing) => queue::open(&self.shared, subscription, existing).await,
+            None => queue::join(&self.shared, subscription).await,
+        }
     }
 
     async fn reader(&self, topic: TopicName) -> Result<Arc<dyn driver::Reader>> {
-        self.check_open()?;
+        self.check_own(&topic, "reading by offset")?;
         let open = self.shared.open(&topic).await?;
         Ok(Arc::new(AmqpReader::new(&self.shared, open)))
     }

@@ -168,12 +168,18 @@ pub(crate) fn origin(properties: &lapin::BasicProperties) -> Option<Origin> {
 }
 
 /// Says how often a message has been handed to a member, this time included.
+///
+/// RabbitMQ 3 counts each return in `x-delivery-count`. RabbitMQ 4.3 counts there only what was returned as failed, and
+/// what was handed out at all in another header.
 pub(crate) fn attempt(properties: &lapin::BasicProperties) -> u32 {
-    properties
-        .headers()
-        .as_ref()
-        .and_then(|headers| format::number(headers, "x-delivery-count"))
-        .and_then(|count| u32::try_from(count).ok())
+    let Some(headers) = properties.headers() else {
+        return 1;
+    };
+    ["x-delivery-count", "x-acquired-count"]
+        .into_iter()
+        .filter_map(|name| format::number(headers, name))
+        .filter_map(|count| u32::try_from(count).ok())
+        .max()
         .unwrap_or(0)
         .saturating_add(1)
 }

@@ -12,6 +12,9 @@
 //! | `begin` | the message is none: the driver puts it first into a stream |
 //!
 //! Names that the server gives a meaning to (`CC`, `x-...`) are never header names of ours. Unknown headers are skipped.
+//!
+//! What goes to an exchange that others made is for others to read: the user's headers keep their names, id and time are
+//! the protocol's own properties, and `mq-stamp`, `mq-key` and `mq-gone` hold what else there is.
 
 use bytes::Bytes;
 use lapin::{
@@ -59,6 +62,54 @@ pub(crate) fn encode(message: &Message, stamp: i64, due: Option<Timestamp>) -> R
     Ok(persistent().with_headers(headers))
 }
 
+/// Makes the properties of a message that others read.
+pub(crate) fn encode_plain(message: &Message, stamp: i64) -> Result<BasicProperties> {
+    let bytes = |bytes: &[u8]| AMQPValue::LongString(bytes.to_vec().into());
+    let mut headers = FieldTable::default();
+    headers.insert(PLAIN_STAMP.into(), AMQPValue::LongLongInt(stamp));
+    if let Some(key) = message.key() {
+        headers.insert(PLAIN_KEY.into(), bytes(key));
+    }
+    if message.payload().is_none() {
+        headers.insert(PLAIN_GONE.into(), AMQPValue::Boolean(true));
+    }
+    let too_long = |what: &str| {
+        Error::new(
+            ErrorKind::InvalidMessage,
+            format!("{what} is longer than 255 bytes"),
+        )
+    };
+    for header in message.headers().iter() {
+        let name = ShortString::try_new(header.name())
+            .map_err(|_| too_long(&format!("the name of header {:?}", header.name())))?;
+        let value = header.value().map_or(AMQPValue::Void, |value| bytes(&value[..]));
+        headers.insert(name, value);
+    }
+    let mut properties = persistent().with_headers(headers);
+    if let Some(id) = message.id() {
+        properties = properties.with_message_id(ShortString::try_new(id).map_err(|_| too_long("the id"))?);
+    }
+    if let Some(seconds) = message
+        .timestamp()
+        .and_then(|at| u64::try_from(at.as_millis() / 1000).ok())
+    {
+        properties = properties.with_timestamp(seconds);
+    }
+    Ok(properties)
+}
+
+const PLAIN_STAMP: &str = "mq-stamp";
+const PLAIN_KEY: &str = "mq-key";
+const PLAIN_GONE: &str = "mq-gone";
+/// What the server puts in when it hands out.
+const OF_THE_SERVER: [&str; 3] = ["x-stream-offset", "x-delivery-count", "x-acquired-count"];
+
+/// Tells whether a message comes out of a stream.
+pub(crate) fn is_of_stream(properties: &BasicProperties) -> bool {
+    let headers = properties.headers().as_ref();
+    headers.is_some_and(|headers| headers.contains_key("x-stream-offset"))
+}
+
 /// Makes the properties of what stands first in a stream: with it a stream is never empty, and its end can be found.
 pub(crate) fn encode_begin(stamp: i64) -> BasicProperties {
     let mut headers = FieldTable::default();
@@ -83,7 +134,8 @@ pub(crate) fn now_micros() -> i64 {
 }
 
 pub(crate) fn stamp_of(properties: &BasicProperties) -> Option<i64> {
-    number(properties.headers().as_ref()?, VERSION)
+    let headers = properties.headers().as_ref()?;
+    number(headers, VERSION).or_else(|| number(headers, PLAIN_STAMP))
 }
 
 /// Returns the offset of a message of a stream.
@@ -108,7 +160,7 @@ pub(crate) fn is_begin(properties: &BasicProperties) -> bool {
 pub(crate) fn stored_at(properties: &BasicProperties) -> Timestamp {
     let headers = properties.headers().as_ref();
     let due = headers.and_then(|headers| number(headers, "due"));
-    let stamp = headers.and_then(|headers| number(headers, VERSION));
+    let stamp = stamp_of(properties);
     let millis = due.or(stamp.map(|micros| micros.div_euclid(1000)));
     Timestamp::from_millis(millis.unwrap_or_else(|| {
         let seconds = properties.timestamp().unwrap_or(0);
@@ -125,7 +177,8 @@ pub(crate) fn decode(offset: Offset, properties: &BasicProperties, body: Vec<u8>
         return Ok(None);
     }
     let ours = headers.contains_key(VERSION);
-    let payload = (!(ours && headers.contains_key("gone"))).then(|| Bytes::from(body));
+    let gone = if ours { "gone" } else { PLAIN_GONE };
+    let payload = (!headers.contains_key(gone)).then(|| Bytes::from(body));
     let mut message = Message::from_parts(payload, None);
     if ours {
         for (name, value) in headers.inner() {
@@ -159,11 +212,15 @@ pub(crate) fn decode(offset: Offset, properties: &BasicProperties, body: Vec<u8>
         if let Some(id) = properties.message_id() {
             message = message.with_id(id.as_str());
         }
+        if let Some(key) = headers.inner().get(PLAIN_KEY).and_then(bytes_of) {
+            message = message.with_key(key);
+        }
         for (name, value) in headers.inner() {
-            if name.as_str() != "x-stream-offset" {
+            let name = name.as_str();
+            if !OF_THE_SERVER.contains(&name) && ![PLAIN_STAMP, PLAIN_KEY, PLAIN_GONE].contains(&name) {
                 message
                     .headers_mut()
-                    .append_raw(name.as_str(), bytes_of(value).or_else(|| text_of(value)));
+                    .append_raw(name, bytes_of(value).or_else(|| text_of(value)));
             }
         }
     }
@@ -308,6 +365,33 @@ mod tests {
         assert_eq!(read.message.headers().text("place"), Some("attic"));
         assert_eq!(read.message.headers().len(), 2);
         assert_eq!(read.stored_at.as_millis(), 1_789_560_000_000);
+    }
+
+    #[test]
+    fn what_others_read_has_plain_headers_and_comes_back_whole() {
+        let message = Message::new("x")
+            .with_key("k")
+            .with_id("n1")
+            .with_header("place", "attic");
+        let properties = encode_plain(&message, 1_789_560_000_000_007).unwrap();
+        assert_eq!(names(&properties), ["mq-key", "mq-stamp", "place"]);
+        assert_eq!(properties.message_id().as_ref().map(|id| id.as_str()), Some("n1"));
+        assert_eq!(stamp_of(&properties), Some(1_789_560_000_000_007));
+        let read = decode(0, &properties, b"x".to_vec()).unwrap().unwrap();
+        assert_eq!(read.message, message);
+        let gone = encode_plain(&Message::tombstone("k"), 1).unwrap();
+        assert!(
+            decode(0, &gone, Vec::new())
+                .unwrap()
+                .unwrap()
+                .message
+                .is_tombstone()
+        );
+        let long = Message::new("x").with_header("n".repeat(256), "v");
+        assert_eq!(
+            encode_plain(&long, 1).unwrap_err().kind(),
+            ErrorKind::InvalidMessage
+        );
     }
 
     #[test]

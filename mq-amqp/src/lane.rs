@@ -14,13 +14,15 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{BasicProperties, Confirmation, types::ShortString};
 use mq_api::{
-    Error, ErrorKind, Message, Outcome, Result, Timestamp,
+    Error, ErrorKind, Message, Outcome, Result, Timestamp, TopicName,
     driver::{SendBatch, topic_not_found},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
-    delay, error, format,
+    delay, error,
+    existing::Existing,
+    format,
     link::{Backoff, Chan, MANDATORY, Published, published, short},
     topic::Shared,
     watch::Open,
@@ -28,12 +30,44 @@ use crate::{
 
 /// How soon to look again whether the server takes messages again.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(20);
+/// How long the client library may take to fail the confirms of a connection that is over.
+const LAST_CONFIRMS: Duration = Duration::from_secs(2);
+
+/// Where a producer sends to.
+#[derive(Clone, Debug)]
+pub(crate) enum Sink {
+    Topic(Arc<Open>),
+    /// An exchange that others made.
+    Existing(Arc<Existing>),
+}
+
+impl Sink {
+    pub(crate) fn topic(&self) -> &TopicName {
+        match self {
+            Self::Topic(open) => &open.topic.name,
+            Self::Existing(existing) => &existing.name,
+        }
+    }
+
+    pub(crate) fn count(&self) -> watch::Receiver<u32> {
+        match self {
+            Self::Topic(open) => open.count(),
+            Self::Existing(existing) => existing.count(),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Topic(open) => open.check(),
+            Self::Existing(_) => Ok(()),
+        }
+    }
+}
 
 /// Sends to one partition until the other end of the queue is dropped and everything is settled.
 pub(crate) struct Lane {
     shared: Arc<Shared>,
-    open: Arc<Open>,
-    queue: String,
+    sink: Sink,
     partition: u32,
     /// Whether delayed messages have a way to the partition.
     delays: bool,
@@ -124,16 +158,13 @@ async fn send(message: Outgoing) -> Sent {
 impl Lane {
     pub(crate) fn new(
         shared: &Arc<Shared>,
-        open: &Arc<Open>,
+        sink: &Sink,
         partition: u32,
         batches: mpsc::UnboundedReceiver<SendBatch>,
     ) -> Self {
         Self {
             shared: Arc::clone(shared),
-            open: Arc::clone(open),
-            queue: shared
-                .names
-                .partition(&open.topic.name, &open.topic.id, partition),
+            sink: sink.clone(),
             partition,
             delays: false,
             batches,
@@ -155,7 +186,7 @@ impl Lane {
     /// Opens a channel that the server takes messages on, for as long as the batch may wait.
     async fn wire(&mut self, deadline: Instant) -> Result<Wire> {
         loop {
-            self.open.check()?;
+            self.sink.check()?;
             let opened = async {
                 let conn = self.shared.publish.conn().await?;
                 while conn.is_blocked() && conn.is_alive() {
@@ -198,6 +229,7 @@ impl Lane {
         let mut look = tokio::time::interval((limit / 8).max(Duration::from_millis(10)));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut broken = false;
+        let mut over = None;
         let mut more = true;
         loop {
             if confirms.is_empty() && (broken || !more) {
@@ -229,8 +261,12 @@ impl Lane {
                         conn.end();
                         broken = true;
                     }
-                    if confirms.is_empty() && !conn.is_alive() {
-                        return;
+                    if !conn.is_alive() {
+                        let since: &mut Instant = over.get_or_insert_with(Instant::now);
+                        if confirms.is_empty() || since.elapsed() >= LAST_CONFIRMS {
+                            // What is unsettled settles as its batch is dropped.
+                            return;
+                        }
                     }
                 }
             }
@@ -253,10 +289,7 @@ impl Lane {
                 continue;
             }
             self.last_stamp = now.max(self.last_stamp + 1);
-            let packed = self.address(message).and_then(|(exchange, key, due)| {
-                Ok((exchange, key, format::encode(message, self.last_stamp, due)?))
-            });
-            match packed {
+            match self.address(message) {
                 Ok((exchange, key, properties)) => outgoing.push(Outgoing {
                     chan: Arc::clone(&wire.chan),
                     exchange,
@@ -283,29 +316,50 @@ impl Lane {
 
     /// Looks whether there is a place for messages, also for those that are to wait.
     async fn prepare(&mut self, delayed: bool) -> Result<()> {
-        self.open.check()?;
-        if delayed && !self.delays {
-            self.shared
-                .prepare_delays(&self.open.topic, self.partition)
-                .await?;
+        self.sink.check()?;
+        if let Sink::Topic(open) = &self.sink
+            && delayed
+            && !self.delays
+        {
+            self.shared.prepare_delays(&open.topic, self.partition).await?;
             self.delays = true;
         }
         Ok(())
     }
 
-    /// Says where a message is sent to, and when it is due where it is to wait.
-    fn address(&self, message: &Message) -> Result<(ShortString, ShortString, Option<Timestamp>)> {
+    /// Says where a message is sent to, and with what.
+    fn address(&self, message: &Message) -> Result<(ShortString, ShortString, BasicProperties)> {
+        let open = match &self.sink {
+            Sink::Topic(open) => open,
+            Sink::Existing(existing) => {
+                if message.due().is_some() {
+                    return Err(existing
+                        .refusal("delaying a message")
+                        .with_outcome(Outcome::NotSent));
+                }
+                let (exchange, key) = existing.route()?;
+                let properties = format::encode_plain(message, self.last_stamp)?;
+                return Ok((short(exchange)?, short(key)?, properties));
+            }
+        };
+        let (names, topic) = (&self.shared.names, &open.topic);
         let now = Timestamp::now();
-        let due = message.due().map(|due| format::due_at(due, now));
-        match due.filter(|due| *due > now) {
-            None => Ok((ShortString::default(), short(&self.queue)?, None)),
+        let due = message
+            .due()
+            .map(|due| format::due_at(due, now))
+            .filter(|due| *due > now);
+        let (exchange, key) = match due {
+            None => {
+                let queue = names.partition(&topic.name, &topic.id, self.partition);
+                (ShortString::default(), short(&queue)?)
+            }
             Some(due) => {
                 let wait = due.saturating_since(now);
-                let topic = &self.open.topic;
-                let route = delay::route(&self.shared.names, topic, self.partition, wait);
-                Ok((short(&route.exchange)?, short(&route.key)?, Some(due)))
+                let route = delay::route(names, topic, self.partition, wait);
+                (short(&route.exchange)?, short(&route.key)?)
             }
-        }
+        };
+        Ok((exchange, key, format::encode(message, self.last_stamp, due)?))
     }
 
     /// Settles what is known by now; returns whether the channel is broken.
@@ -373,15 +427,17 @@ impl Lane {
         if std::mem::take(&mut self.delays) {
             self.shared.forget_delays().await;
         }
-        let error = match self.open.ask(&self.shared).await {
+        let topic = self.sink.topic();
+        let asked = match &self.sink {
+            Sink::Topic(open) => open.ask(&self.shared).await,
+            Sink::Existing(existing) => existing.check_route(&self.shared.consume).await,
+        };
+        let error = match asked {
             Ok(()) => Error::new(
                 ErrorKind::Interrupted,
-                format!(
-                    "the server has no place for messages of topic {:?} yet",
-                    self.open.topic.name
-                ),
+                format!("the server has no queue for messages of topic {topic:?} yet"),
             ),
-            Err(error) if error.kind() == ErrorKind::TopicNotFound => topic_not_found(&self.open.topic.name),
+            Err(error) if error.kind() == ErrorKind::TopicNotFound => topic_not_found(topic),
             Err(error) => error,
         };
         error.with_outcome(Outcome::NotSent)

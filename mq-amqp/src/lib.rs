@@ -6,6 +6,7 @@ mod delay;
 mod dial;
 mod driver;
 mod error;
+mod existing;
 mod feeder;
 mod flow;
 mod format;
@@ -32,4 +33,5 @@ mod words;
 pub use self::{
     config::{AmqpConfig, TokenQueues},
     driver::AmqpMq,
+    existing::ExistingTopic,
 };

@@ -23,7 +23,7 @@ use mq_api::{Error, ErrorKind, Result};
 use tokio::sync::Mutex;
 
 use crate::{
-    config::AmqpConfig,
+    config::{AmqpConfig, Host},
     dial::{self, Socket},
     error,
 };
@@ -42,20 +42,26 @@ struct Inner {
 }
 
 impl Conn {
-    async fn open(config: &AmqpConfig, heartbeat: u16, name: &str) -> Result<Self> {
-        let (connection, socket) = dial::connect(config, heartbeat, name).await?;
+    async fn open(
+        config: &AmqpConfig,
+        host: &Host,
+        limit: Duration,
+        heartbeat: u16,
+        name: &str,
+    ) -> Result<Self> {
+        let (connection, socket) = dial::connect(config, host, limit, heartbeat, name).await?;
         Ok(Self {
             inner: Arc::new(Inner {
                 connection,
                 socket,
                 limit: config.request_timeout,
-                address: config.address(),
+                address: host.to_string(),
             }),
         })
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        self.inner.connection.status().connected()
+        !self.inner.socket.is_ended() && self.inner.connection.status().connected()
     }
 
     /// Tells whether the server takes no messages for now, as while its memory or disk is full.
@@ -105,8 +111,16 @@ impl Conn {
 
     async fn within<T>(&self, what: &str, work: impl Future<Output = lapin::Result<T>>) -> Result<T> {
         let limit = self.inner.limit;
+        let work = async {
+            tokio::select! {
+                biased;
+                done = work => Some(done),
+                () = self.inner.socket.ended() => None,
+            }
+        };
         match tokio::time::timeout(limit, work).await {
-            Ok(result) => result.map_err(|e| self.map(&e)),
+            Ok(None) => Err(self.broken()),
+            Ok(Some(result)) => result.map_err(|e| self.map(&e)),
             Err(_) => {
                 // A server that is silent for so long is given up, so that every user of the connection hears of it.
                 self.end();
@@ -226,6 +240,19 @@ impl Chan {
             .channel
             .exchange_declare(short(name)?, kind, options, arguments);
         self.conn.within("declaring an exchange", declare).await
+    }
+
+    /// Fails with `TopicNotFound` where there is no such exchange.
+    pub(crate) async fn look_for_exchange(&self, name: &str) -> Result<()> {
+        let options = ExchangeDeclareOptions {
+            passive: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        // Of what kind it is the server does not compare.
+        let look =
+            self.channel
+                .exchange_declare(short(name)?, ExchangeKind::Direct, options, FieldTable::default());
+        self.conn.within("looking for an exchange", look).await
     }
 
     pub(crate) async fn delete_exchange(&self, name: &str) -> Result<()> {
@@ -381,6 +408,8 @@ pub(crate) struct Link {
 struct State {
     conn: Option<Conn>,
     failed: Option<(Instant, Error)>,
+    /// The host that is tried first.
+    turn: usize,
     closed: bool,
 }
 
@@ -418,7 +447,7 @@ impl Link {
             // What still holds it has nothing to gain from it.
             old.end();
         }
-        match Conn::open(&self.config, self.heartbeat, &self.name).await {
+        match self.open(&mut state.turn).await {
             Ok(conn) => {
                 state.failed = None;
                 state.conn = Some(conn.clone());
@@ -427,6 +456,34 @@ impl Link {
             Err(error) => {
                 state.failed = Some((Instant::now(), error.clone()));
                 Err(error)
+            }
+        }
+    }
+
+    /// Tries each host once, all within the time for connecting; what one refuses for good, another would too.
+    async fn open(&self, turn: &mut usize) -> Result<Conn> {
+        let hosts = self.config.hosts();
+        let deadline = Instant::now() + self.config.connect_timeout;
+        let mut tried = 0;
+        loop {
+            let left = u32::try_from(hosts.len() - tried).unwrap_or(u32::MAX);
+            let limit = deadline.saturating_duration_since(Instant::now()) / left.max(1);
+            let Some(host) = hosts.get(*turn % hosts.len().max(1)) else {
+                return Err(Error::new(
+                    ErrorKind::InvalidConfig,
+                    "there is no host to connect to",
+                ));
+            };
+            match Conn::open(&self.config, host, limit, self.heartbeat, &self.name).await {
+                Ok(conn) => return Ok(conn),
+                Err(error) => {
+                    tried += 1;
+                    *turn = (*turn + 1) % hosts.len();
+                    if tried >= hosts.len() || !error.is_retryable() {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, "the next host is tried");
+                }
             }
         }
     }

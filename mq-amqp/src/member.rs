@@ -190,10 +190,11 @@ impl Member {
         }
     }
 
-    /// Takes note of a partition; false where its session is over.
+    /// Takes note of a partition; false where its session is over, or the member leaves: what it gives back then was
+    /// told under the same lock.
     pub(crate) fn owns(&self, owned: Owned, session: &str) -> bool {
         let mut state = self.lock();
-        let current = state.session.as_ref().is_some_and(|(name, _)| name == session);
+        let current = !self.is_closing() && state.session.as_ref().is_some_and(|(name, _)| name == session);
         if current {
             state.owned.insert(owned.id.partition, owned);
         }

@@ -1,4 +1,5 @@
-//! Producing to one topic: a task and a channel for each partition that is sent to.
+//! Producing to one topic: a task and a channel for each partition that is sent to, or for the exchange that others
+//! made.
 
 use std::{
     fmt,
@@ -19,7 +20,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::{lane::Lane, topic::Shared, watch::Open};
+use crate::{
+    lane::{Lane, Sink},
+    topic::Shared,
+};
 
 /// How many batches of one partition may be under way.
 const BATCHES: usize = 4;
@@ -27,7 +31,7 @@ const BATCHES: usize = 4;
 /// Produces to one topic.
 pub(crate) struct AmqpProducer {
     shared: Arc<Shared>,
-    open: Arc<Open>,
+    sink: Sink,
     runtime: Handle,
     lanes: Mutex<Vec<Option<Sending>>>,
     closed: AtomicBool,
@@ -41,10 +45,10 @@ struct Sending {
 }
 
 impl AmqpProducer {
-    pub(crate) fn new(shared: &Arc<Shared>, open: Arc<Open>, request: &ProducerRequest) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, sink: Sink, request: &ProducerRequest) -> Self {
         Self {
             shared: Arc::clone(shared),
-            open,
+            sink,
             runtime: Handle::current(),
             lanes: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -65,7 +69,7 @@ impl AmqpProducer {
 #[async_trait]
 impl driver::Producer for AmqpProducer {
     fn partitions(&self) -> watch::Receiver<u32> {
-        self.open.count()
+        self.sink.count()
     }
 
     fn window(&self) -> SendWindow {
@@ -74,9 +78,9 @@ impl driver::Producer for AmqpProducer {
 
     fn send(&self, batch: SendBatch) {
         let partition = batch.partition();
-        let partitions = self.open.partitions();
+        let partitions = *self.sink.count().borrow();
         if partition >= partitions {
-            batch.fail_all(&invalid_partition(&self.open.topic.name, partition, partitions));
+            batch.fail_all(&invalid_partition(self.sink.topic(), partition, partitions));
             return;
         }
         let refused = {
@@ -92,7 +96,7 @@ impl driver::Producer for AmqpProducer {
                     Some(lane) => {
                         let sending = lane.get_or_insert_with(|| {
                             let (batches, queue) = mpsc::unbounded_channel();
-                            let lane = Lane::new(&self.shared, &self.open, partition, queue);
+                            let lane = Lane::new(&self.shared, &self.sink, partition, queue);
                             // Ended by `close`, or with the producer.
                             let task = self.runtime.spawn(lane.run()).abort_handle();
                             Sending { batches, task }
@@ -128,8 +132,7 @@ impl Drop for AmqpProducer {
 impl fmt::Debug for AmqpProducer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AmqpProducer")
-            .field("topic", &self.open.topic.name)
-            .field("partitions", &self.open.partitions())
+            .field("sink", &self.sink)
             .finish_non_exhaustive()
     }
 }

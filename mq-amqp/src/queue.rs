@@ -1,4 +1,5 @@
-//! The shared mode: members compete for the messages of one quorum queue, which the group's own members fill.
+//! The shared mode: members compete for the messages of one quorum queue, which the group's own members fill, or of a
+//! queue that others made and fill.
 //!
 //! A message is a member's while its channel stands; the lease is kept by us: what is not extended in time goes back.
 
@@ -21,7 +22,7 @@ use lapin::{
     options::{BasicAckOptions, BasicNackOptions, QueueDeclareOptions},
 };
 use mq_api::{
-    Error, ErrorKind, Moment, Result,
+    Clock, Error, ErrorKind, Moment, Result, Start,
     driver::{QueueConsumer, QueueReceipt, QueueRecord, Subscription, topic_not_found},
 };
 use tokio::{
@@ -31,9 +32,10 @@ use tokio::{
 
 use crate::{
     consumer::{LeaveOnDrop, link},
+    existing::Existing,
     feeder::{Feeder, Feeding, attempt, origin, work_arguments},
     format,
-    link::{Backoff, Chan},
+    link::{Backoff, Chan, Link},
     member::Member,
     meta::Mode,
     session::resolve_start,
@@ -51,7 +53,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Receives for one member of a shared group.
 pub(crate) struct AmqpQueue {
-    member: Arc<Member>,
+    filled: Filled,
+    link: Arc<Link>,
+    clock: Clock,
     queue: String,
     lease: Duration,
     /// How many messages one channel has at a time.
@@ -65,7 +69,40 @@ pub(crate) struct AmqpQueue {
     stopped: watch::Sender<bool>,
     closed: AtomicBool,
     keeper: AbortHandle,
-    _guard: LeaveOnDrop,
+    _guard: Option<LeaveOnDrop>,
+}
+
+/// Who fills the queue.
+enum Filled {
+    ByGroup(Arc<Member>),
+    ByOthers {
+        existing: Existing,
+        /// Whether the connection is this consumer's alone.
+        own_link: bool,
+    },
+}
+
+impl Filled {
+    /// Fails where what the queue belongs to is gone.
+    async fn ask(&self, link: &Link) -> Result<()> {
+        match self {
+            Self::ByGroup(member) => member.open.ask(&member.shared).await,
+            Self::ByOthers { existing, .. } => existing.check_queue(link).await,
+        }
+    }
+
+    /// Waits until the topic is known to be gone.
+    async fn gone(&self) -> Error {
+        let Self::ByGroup(member) = self else {
+            // The server cancels the consumer then.
+            return std::future::pending().await;
+        };
+        let mut topic = member.open.state();
+        if topic.wait_for(|state| state.gone).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        topic_not_found(&member.open.topic.name)
+    }
 }
 
 #[derive(Default)]
@@ -86,7 +123,7 @@ struct Source {
 struct Holds {
     all: StdMutex<HashMap<(u64, u64), Hold>>,
     changed: Notify,
-    member: Arc<Member>,
+    clock: Clock,
 }
 
 struct Hold {
@@ -98,6 +135,14 @@ struct Hold {
 }
 
 impl Holds {
+    fn new(clock: &Clock) -> Self {
+        Self {
+            all: StdMutex::default(),
+            changed: Notify::new(),
+            clock: clock.clone(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u64), Hold>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,7 +150,7 @@ impl Holds {
     /// Takes out what is still the engine's.
     fn take(&self, receipt: &QueueReceipt) -> Option<Hold> {
         let key = key(receipt)?;
-        let now = self.member.clock.now();
+        let now = self.clock.now();
         let mut all = self.lock();
         let hold = all.get(&key)?;
         if hold.given_back || hold.until <= now || !hold.acker.usable() {
@@ -117,7 +162,7 @@ impl Holds {
     /// Gives back what is over, until it is aborted.
     async fn keep(self: Arc<Self>) {
         loop {
-            let now = self.member.clock.now();
+            let now = self.clock.now();
             let (over, next) = {
                 let mut all = self.lock();
                 all.retain(|_, hold| hold.acker.usable());
@@ -134,7 +179,7 @@ impl Holds {
             }
             // Not one long sleep: the clock may be another than the runtime's.
             let pause = next.map(|next| {
-                next.saturating_since(self.member.clock.now())
+                next.saturating_since(self.clock.now())
                     .max(Duration::from_millis(1))
             });
             tokio::select! {
@@ -178,12 +223,7 @@ fn stale() -> Error {
 pub(crate) async fn join(shared: &Arc<Shared>, subscription: Subscription) -> Result<Arc<dyn QueueConsumer>> {
     let link = link(shared, &subscription)?;
     let open = shared.open(&subscription.topic).await?;
-    let lease = subscription
-        .session_timeout
-        .unwrap_or(shared.config.session_timeout);
-    let ahead = u16::try_from(subscription.prefetch.messages)
-        .unwrap_or(AHEAD)
-        .clamp(1, AHEAD);
+    let (lease, ahead) = bounds(shared, &subscription);
     let member = Arc::new(Member::new(shared, link, open, &subscription));
     resolve_start(&member, subscription.start, Mode::Shared).await?;
     let topic = &member.open.topic;
@@ -205,11 +245,7 @@ pub(crate) async fn join(shared: &Arc<Shared>, subscription: Subscription) -> Re
         queue: queue.clone(),
         told,
     };
-    let held = Arc::new(Holds {
-        all: StdMutex::default(),
-        changed: Notify::new(),
-        member: Arc::clone(&member),
-    });
+    let held = Arc::new(Holds::new(&member.clock));
     let keeper = tokio::spawn(Arc::clone(&held).keep()).abort_handle();
     let consumer = AmqpQueue {
         queue,
@@ -223,8 +259,10 @@ pub(crate) async fn join(shared: &Arc<Shared>, subscription: Subscription) -> Re
         stopped: watch::channel(false).0,
         closed: AtomicBool::new(false),
         keeper,
-        _guard: LeaveOnDrop::new(&member),
-        member: Arc::clone(&member),
+        _guard: Some(LeaveOnDrop::new(&member)),
+        link: Arc::clone(&member.link),
+        clock: member.clock.clone(),
+        filled: Filled::ByGroup(Arc::clone(&member)),
     };
     // Both end when the member has left, which the guard asks it to.
     tokio::spawn(member.run(alive));
@@ -232,10 +270,58 @@ pub(crate) async fn join(shared: &Arc<Shared>, subscription: Subscription) -> Re
     Ok(Arc::new(consumer))
 }
 
+/// Says how long a message is kept, and how many a channel has at a time.
+fn bounds(shared: &Shared, subscription: &Subscription) -> (Duration, u16) {
+    let lease = subscription
+        .session_timeout
+        .unwrap_or(shared.config.session_timeout);
+    let ahead = u16::try_from(subscription.prefetch.messages)
+        .unwrap_or(AHEAD)
+        .clamp(1, AHEAD);
+    (lease, ahead)
+}
+
+/// Receives from a queue that others made. Who consumes from it they decide: the group is a name alone.
+pub(crate) async fn open(
+    shared: &Arc<Shared>,
+    subscription: Subscription,
+    existing: Existing,
+) -> Result<Arc<dyn QueueConsumer>> {
+    if subscription.start != Start::Earliest {
+        return Err(existing.refusal("beginning elsewhere than with what is in the queue"));
+    }
+    let link = link(shared, &subscription)?;
+    let queue = existing.queue()?.to_owned();
+    existing.check_queue(&link).await?;
+    let (lease, ahead) = bounds(shared, &subscription);
+    let held = Arc::new(Holds::new(&subscription.clock));
+    Ok(Arc::new(AmqpQueue {
+        filled: Filled::ByOthers {
+            own_link: !Arc::ptr_eq(&link, &shared.consume),
+            existing,
+        },
+        link,
+        clock: subscription.clock.clone(),
+        queue,
+        lease,
+        ahead,
+        sources: Mutex::default(),
+        chans: StdMutex::default(),
+        // Ended with the consumer.
+        keeper: tokio::spawn(Arc::clone(&held).keep()).abort_handle(),
+        held,
+        feeding: watch::channel(Feeding::default()).1,
+        ended: watch::channel(()).1,
+        stopped: watch::channel(false).0,
+        closed: AtomicBool::new(false),
+        _guard: None,
+    }))
+}
+
 impl AmqpQueue {
     /// Opens one more channel to receive on.
     async fn open(&self, sources: &mut Sources) -> Result<()> {
-        let chan = self.member.link.conn().await?.channel().await?;
+        let chan = self.link.conn().await?.channel().await?;
         chan.prefetch(self.ahead).await?;
         let consumer = chan.consume(&self.queue, "work", false).await?;
         let chan = Arc::new(chan);
@@ -307,6 +393,15 @@ impl AmqpQueue {
     }
 
     fn take(&self, source: &Source, mut delivery: Delivery) -> Result<Option<QueueRecord>> {
+        if format::is_of_stream(&delivery.properties) {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "queue {:?} is a stream: a shared consumer needs a classic or quorum queue",
+                    self.queue
+                ),
+            ));
+        }
         let tag = delivery.delivery_tag;
         let from = origin(&delivery.properties);
         let offset = from.as_ref().map_or(0, |from| from.offset);
@@ -314,8 +409,9 @@ impl AmqpQueue {
         let Some(record) = format::decode(offset, &delivery.properties, body)? else {
             return Ok(None);
         };
-        let until = self.member.clock.now() + self.lease;
-        let attempt = attempt(&delivery.properties);
+        let until = self.clock.now() + self.lease;
+        // A classic queue counts nothing, and tells only whether it is the first time.
+        let attempt = attempt(&delivery.properties).max(1 + u32::from(delivery.redelivered));
         self.held.lock().insert(
             (source.id, tag),
             Hold {
@@ -351,7 +447,7 @@ impl AmqpQueue {
                 Err(error) => {
                     sources.open.clear();
                     if error.kind() == ErrorKind::TopicNotFound {
-                        self.member.open.ask(&self.member.shared).await?;
+                        self.filled.ask(&self.link).await?;
                     } else if !error.is_retryable() {
                         return Err(error);
                     } else if !down {
@@ -399,17 +495,11 @@ impl QueueConsumer for AmqpQueue {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::closed("consumer"));
         }
-        let mut topic = self.member.open.state();
-        let gone = async {
-            if topic.wait_for(|state| state.gone).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
         tokio::select! {
             biased;
             () = self.stopped() => Err(Error::closed("consumer")),
             error = self.failed() => Err(error),
-            () = gone => Err(topic_not_found(&self.member.open.topic.name)),
+            error = self.filled.gone() => Err(error),
             records = self.receive_or_fail(max.max(1)) => records,
         }
     }
@@ -458,7 +548,7 @@ impl QueueConsumer for AmqpQueue {
                 give_back(&hold.acker).await;
             } else {
                 hold.given_back = true;
-                hold.until = self.member.clock.now() + after;
+                hold.until = self.clock.now() + after;
                 self.held.lock().insert(key, hold);
                 self.held.changed.notify_one();
             }
@@ -468,7 +558,7 @@ impl QueueConsumer for AmqpQueue {
     }
 
     async fn extend(&self, receipts: Vec<QueueReceipt>) -> Vec<Result<(QueueReceipt, Moment)>> {
-        let now = self.member.clock.now();
+        let now = self.clock.now();
         let until = now + self.lease;
         let mut held = self.held.lock();
         receipts
@@ -495,9 +585,15 @@ impl QueueConsumer for AmqpQueue {
             // What was not settled goes back with the channel.
             chan.close().await;
         }
-        self.member.ask_to_leave();
-        let mut ended = self.ended.clone();
-        let _ = ended.changed().await;
+        match &self.filled {
+            Filled::ByGroup(member) => {
+                member.ask_to_leave();
+                let mut ended = self.ended.clone();
+                let _ = ended.changed().await;
+            }
+            Filled::ByOthers { own_link: true, .. } => self.link.close().await,
+            Filled::ByOthers { .. } => {}
+        }
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use lapin::{
 };
 use mq_amqp::AmqpMq;
 use mq_api::{Mq, url::ConnectUrl};
-use test_brokers::{Backend, BrokerServer, ExternalServer, RabbitMqOptions, RabbitMqVersion};
+use test_brokers::{Backend, Broker, BrokerServer, ExternalServer, RabbitMqOptions, RabbitMqVersion};
 
 struct RabbitMq;
 
@@ -37,7 +37,7 @@ impl Harness for RabbitMq {
         let server =
             BrokerServer::start(move || RabbitMqOptions::new().with_version(version).with_proxy().start())
                 .await?;
-        Ok(Arc::new(server))
+        Ok(Arc::new(server.with_trim(trim)))
     }
 
     fn url_at(&self, address: SocketAddr) -> Option<String> {
@@ -55,6 +55,60 @@ impl Harness for RabbitMq {
     fn formats(&self) -> Vec<Arc<dyn StoredFormat>> {
         vec![Arc::new(Token)]
     }
+}
+
+/// A stream lets go whole segments when it begins another, and keeps the last: a policy makes them small, from a start of
+/// the server on, and what is no message fills them until the first is gone.
+async fn trim(
+    rabbit: Arc<test_brokers::RabbitMq>,
+    topic: String,
+    partition: u32,
+    before: u64,
+) -> HarnessResult<()> {
+    const MOST: usize = 20;
+    const AT_ONCE: usize = 10;
+    let url = ConnectUrl::parse(&rabbit.url())?;
+    let pattern = format!("^mq:{topic}:[0-9a-f]+:{partition}$");
+    tokio::task::spawn_blocking(move || {
+        let small = r#"{"max-length-bytes":16384,"stream-max-segment-size-bytes":4096}"#;
+        rabbit.control(&["set_policy", "--apply-to", "queues", "trim", &pattern, small])?;
+        rabbit.restart()
+    })
+    .await??;
+    let driver = AmqpMq::connect(&url).await?;
+    let channel = driver.native().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let mq = Mq::from_driver(driver);
+    let id = mq.describe_topic(&topic).await?.id.ok_or("the topic has no id")?;
+    let queue = format!("mq:{topic}:{}:{partition}", id.as_str());
+    let mut headers = FieldTable::default();
+    headers.insert("mq1".into(), AMQPValue::LongLongInt(0));
+    headers.insert("begin".into(), AMQPValue::Boolean(true));
+    let filler = BasicProperties::default().with_headers(headers);
+    for _ in 0..MOST {
+        for _ in 0..AT_ONCE {
+            channel
+                .basic_publish(
+                    "".into(),
+                    queue.as_str().into(),
+                    BasicPublishOptions::default(),
+                    &[0; 1024],
+                    filler.clone(),
+                )
+                .await?
+                .await?;
+        }
+        let described = mq.describe_topic(&topic).await?;
+        let first = described
+            .partitions
+            .get(partition as usize)
+            .map(|one| one.first_offset);
+        if first.is_some_and(|first| first >= before) {
+            mq.close().await?;
+            return Ok(());
+        }
+    }
+    Err(format!("{} KiB later the first message is still there", MOST * AT_ONCE).into())
 }
 
 /// How far a group is in a partition.

@@ -1,10 +1,33 @@
 //! What is known to go wrong with RabbitMQ and its clients, on a real server.
+//!
+//! | trap | test |
+//! |---|---|
+//! | wrong password, virtual host, permissions | `who_may_not_come_in_is_told_why` |
+//! | wrong authority, wrong host name, plaintext against TLS and the other way round | `tls_is_checked` |
+//! | a server that accepts and says nothing | `a_silent_server_meets_the_connect_deadline`, F6 |
+//! | a frame of 4 GiB announced | `a_frame_of_4_gib_announced_takes_no_memory`, F6 |
+//! | two publishing tasks and a returned message's result | `producers_side_by_side_get_their_own_results` |
+//! | a message above the server's limit, 16 MiB on RabbitMQ 4 | `a_message_above_the_servers_limit_is_refused_alone`, P10 |
+//! | connections cut by an outside hand | `connections_cut_by_an_outside_hand_come_back`, F2 |
+//! | memory alarm | `a_memory_alarm_gives_back_pressure_and_passes` |
+//! | `consumer_timeout` | `a_holder_taken_for_stuck_begins_again` |
+//! | a member dropped while it waits for a token | `a_member_dropped_while_it_waits_leaves_nothing_active` |
+//! | a node of several that is down | `the_next_host_is_tried` |
+//! | heartbeat loss, a late commit | `partitioned.rs`: `a_dead_members_partitions_are_taken_over_and_its_late_commit_is_refused` |
+//! | a server killed and back, 404 "home node is down", 541 | `partitioned.rs`: `a_cut_begins_a_new_session_and_a_killed_server_too`, F1; `error.rs`: `every_refusal_has_its_kind` |
+//! | a publish into the first quarter second after a start | F1, D2 |
+//! | a member frozen and thawed | C14 |
+//! | ghost members | `group.rs`: `every_member_is_probed_in_turn`, C7 |
+//! | names longer than 255 bytes | `existing.rs`: `what_names_nothing_or_too_much_is_refused_with_its_rule`, T3 |
+//!
+//! Names such as F1 are cases of the conformance suite.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod support;
 
 use std::{
+    io::{Read, Write},
     net::TcpListener,
     time::{Duration, Instant},
 };
@@ -29,13 +52,152 @@ async fn refusal(config: AmqpConfig) -> ErrorKind {
 /// One server for all that breaks nothing: it takes seconds to start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_server_serves_it_all() {
-    let rabbit = options().start().unwrap();
+    let rabbit = options().with_tls_for(&["localhost"]).start().unwrap();
     who_may_not_come_in_is_told_why(&rabbit).await;
     tls_is_checked(&rabbit).await;
     a_silent_server_meets_the_connect_deadline(&rabbit).await;
     producers_side_by_side_get_their_own_results(&rabbit).await;
     connections_cut_by_an_outside_hand_come_back(&rabbit).await;
+    a_message_above_the_servers_limit_is_refused_alone(&rabbit).await;
+    a_member_dropped_while_it_waits_leaves_nothing_active(&rabbit).await;
+    a_holder_taken_for_stuck_begins_again(&rabbit).await;
+    the_next_host_is_tried(&rabbit).await;
     a_memory_alarm_gives_back_pressure_and_passes(&rabbit).await;
+}
+
+/// Returns how much memory this process uses, in bytes.
+fn memory() -> usize {
+    let words = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: usize = words
+        .split(' ')
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0);
+    pages * 4096
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_of_4_gib_announced_takes_no_memory() {
+    const MOST: usize = 64 * 1024 * 1024;
+    let liar = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = liar.local_addr().unwrap().port();
+    let lies = std::thread::spawn(move || {
+        let (mut socket, _) = liar.accept().unwrap();
+        socket.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.read_exact(&mut [0; 8]).unwrap();
+        // A method on channel 0, and then as much of it as is taken.
+        socket.write_all(&[1, 0, 0, 0xff, 0xff, 0xff, 0xff]).unwrap();
+        let mut taken = 0;
+        while taken < 4 * MOST && socket.write_all(&[0; 65536]).is_ok() {
+            taken += 65536;
+        }
+        taken
+    });
+    let before = memory();
+    let kind = refusal(AmqpConfig::new("127.0.0.1", port)).await;
+    assert!(
+        matches!(
+            kind,
+            ErrorKind::Protocol | ErrorKind::Connection | ErrorKind::Timeout
+        ),
+        "{kind:?}"
+    );
+    let grown = memory().saturating_sub(before);
+    assert!(grown < MOST, "{grown} bytes for a frame that is not there");
+    let taken = lies.join().unwrap();
+    assert!(taken < MOST, "{taken} bytes were read");
+}
+
+async fn a_message_above_the_servers_limit_is_refused_alone(rabbit: &RabbitMq) {
+    let limit = |bytes: usize| {
+        let set = format!(
+            "application:set_env(rabbit, max_message_size, {bytes}), persistent_term:put(max_message_size, {bytes})."
+        );
+        rabbit.control(&["eval", &set]).unwrap();
+    };
+    limit(1024 * 1024);
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "large", 1).await;
+    let producer = producer(&mq, &topic).await;
+    let result = send(&*producer, 0, vec![Message::new(vec![7; 2 * 1024 * 1024])])
+        .await
+        .pop()
+        .unwrap();
+    let error = result.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.outcome()),
+        (ErrorKind::MessageTooLarge, mq_api::Outcome::NotSent),
+        "{error}"
+    );
+    send_numbers(&*producer, 0, [5]).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("the next one", |m| m.numbers() == [5]).await;
+    mq.close().await.unwrap();
+    limit(16 * 1024 * 1024);
+}
+
+async fn a_member_dropped_while_it_waits_leaves_nothing_active(rabbit: &RabbitMq) {
+    let (one, two) = (connect(rabbit).await, connect(rabbit).await);
+    let topic = create(&one, "dropped", 2).await;
+    let mut stays = join(&one, subscription(&topic, "g")).await;
+    stays.until("both", |m| m.assigned.len() == 2).await;
+    // It is asked for one of them and does not answer yet: the other member waits for the token.
+    let waits = join(&two, subscription(&topic, "g")).await;
+    let begun = Instant::now();
+    loop {
+        let queues = rabbit.control(&["list_queues", "name", "consumers"]).unwrap();
+        if queues
+            .lines()
+            .any(|line| line.contains("mq:dropped:") && line.contains(":token:") && line.ends_with("\t2"))
+        {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "nobody waits: {queues}");
+    }
+    drop(waits);
+    stays
+        .until("given back and taken again", |m| {
+            m.assigned.len() == 2 && m.assigned.values().any(|assignment| assignment.id.epoch > 1)
+        })
+        .await;
+    let producer = producer(&one, &topic).await;
+    for partition in 0..2 {
+        send_numbers(&*producer, partition, [u64::from(partition)]).await;
+    }
+    stays.until("of both", |m| m.received.len() == 2).await;
+    stays.consumer.close().await.unwrap();
+}
+
+async fn a_holder_taken_for_stuck_begins_again(rabbit: &RabbitMq) {
+    let holders = |timeout: u32, look: u32| {
+        let set = format!(
+            "application:set_env(rabbit, consumer_timeout, {timeout}), \
+             application:set_env(rabbit, channel_tick_interval, {look})."
+        );
+        rabbit.control(&["eval", &set]).unwrap();
+    };
+    holders(1500, 300);
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "stuck", 1).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    member.until("lost", |m| !m.lost.is_empty()).await;
+    holders(1_800_000, 60_000);
+    member.until("taken again", |m| m.assigned.len() == 1).await;
+    let producer = producer(&mq, &topic).await;
+    send_numbers(&*producer, 0, [5]).await;
+    member.until("at work", |m| m.numbers().contains(&5)).await;
+    mq.close().await.unwrap();
+}
+
+async fn the_next_host_is_tried(rabbit: &RabbitMq) {
+    let good = config(rabbit);
+    let mut several = good.clone().with_other_host(good.host.clone(), good.port);
+    // Nobody listens there as long as it is held.
+    let refused = test_brokers::refused_address().unwrap();
+    several.port = refused.number();
+    let mq = AmqpMq::connect_with(several).await.unwrap();
+    create(&mq, "anywhere", 1).await;
+    mq.close().await.unwrap();
 }
 
 async fn who_may_not_come_in_is_told_why(rabbit: &RabbitMq) {
@@ -63,7 +225,11 @@ async fn tls_is_checked(rabbit: &RabbitMq) {
     let trusted = |config: AmqpConfig| config.with_tls(Some(rabbit.certificates().ca_file().to_path_buf()));
     let mq = AmqpMq::connect_with(trusted(bare.clone())).await.unwrap();
     mq.close().await.unwrap();
-    assert_eq!(refusal(bare).await, ErrorKind::Tls);
+    assert_eq!(refusal(bare.clone()).await, ErrorKind::Tls);
+    let mut misnamed = trusted(bare);
+    // The certificate is for another name of the same address.
+    misnamed.host = "127.0.0.1".to_owned();
+    assert_eq!(refusal(misnamed).await, ErrorKind::Tls);
     let plain = config(rabbit);
     assert_eq!(refusal(trusted(plain.clone())).await, ErrorKind::Tls);
     let mut mistaken = plain;
