@@ -1,4 +1,4 @@
-//! Runs the examples: each ends by itself and in order.
+//! Runs the examples, on memory and on Redis: each ends by itself and in order.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -20,68 +20,101 @@ fn example(name: &str) -> PathBuf {
     path
 }
 
-fn ends_in_order(name: &str, shows: &[&str]) {
-    const MOST: Duration = Duration::from_secs(60);
-    let mut child = Command::new(example(name))
-        .arg("memory://")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let begin = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if begin.elapsed() > MOST {
-            child.kill().unwrap();
-            panic!(
-                "{name} has not ended within {MOST:?}: {:?}",
-                child.wait_with_output()
-            );
+/// An example and what it shows, whatever it runs on.
+struct Example(&'static str, &'static [&'static str]);
+
+const QUICKSTART: Example = Example(
+    "quickstart",
+    &["received `paid`", "received `shipped` from partition 2", "closed"],
+);
+const WORK_QUEUE: Example = Example(
+    "work_queue",
+    &["`garbage`: rejected after 1", "`bounces`: attempts after 3"],
+);
+const PARTITIONED_KEYS: Example = Example("partitioned_keys", &["called, started, arrived, paid"]);
+const REPLAY_READER: Example = Example(
+    "replay_reader",
+    &[
+        "is 3 behind",
+        "from noon on, which is offset 5",
+        "the group is still 3 behind",
+    ],
+);
+const CHANNEL_SHUTDOWN: Example = Example("channel_shutdown", &["first run", "second run"]);
+
+impl Example {
+    fn ends_in_order(&self, url: &str) {
+        const MOST: Duration = Duration::from_secs(60);
+        let Self(name, shows) = self;
+        let mut child = Command::new(example(name))
+            .arg(url)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let begin = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if begin.elapsed() > MOST {
+                child.kill().unwrap();
+                panic!(
+                    "{name} has not ended within {MOST:?}: {:?}",
+                    child.wait_with_output()
+                );
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
         }
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{name}: {output:?}");
-    for line in shows {
-        assert!(text.contains(line), "{name} does not show {line:?}: {text}");
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{name}: {output:?}");
+        for line in *shows {
+            assert!(text.contains(line), "{name} does not show {line:?}: {text}");
+        }
     }
 }
 
 #[test]
 fn quickstart_receives_what_it_sent() {
-    ends_in_order(
-        "quickstart",
-        &["received `paid`", "received `shipped` from partition 2", "closed"],
-    );
+    QUICKSTART.ends_in_order("memory://");
 }
 
 #[test]
 fn work_queue_ends_with_two_dead_letters() {
-    ends_in_order(
-        "work_queue",
-        &["`garbage`: rejected after 1", "`bounces`: attempts after 3"],
-    );
+    WORK_QUEUE.ends_in_order("memory://");
 }
 
 #[test]
 fn partitioned_keys_keeps_the_order_of_each_key() {
-    ends_in_order("partitioned_keys", &["called, started, arrived, paid"]);
+    PARTITIONED_KEYS.ends_in_order("memory://");
 }
 
 #[test]
 fn replay_reader_reads_the_past_and_leaves_the_group_alone() {
-    ends_in_order(
-        "replay_reader",
-        &[
-            "is 3 behind",
-            "from noon on, which is offset 5",
-            "the group is still 3 behind",
-        ],
-    );
+    REPLAY_READER.ends_in_order("memory://");
 }
 
 #[test]
 fn channel_shutdown_loses_nothing() {
-    ends_in_order("channel_shutdown", &["first run", "second run"]);
+    CHANNEL_SHUTDOWN.ends_in_order("memory://");
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn every_example_runs_on_redis() {
+    use test_brokers::{Broker, RedisOptions, RedisVersion};
+
+    for example in [
+        QUICKSTART,
+        WORK_QUEUE,
+        PARTITIONED_KEYS,
+        REPLAY_READER,
+        CHANNEL_SHUTDOWN,
+    ] {
+        // Of its own, since examples share the names of their topics.
+        let redis = RedisOptions::new()
+            .with_version(RedisVersion::from_environment().unwrap())
+            .start()
+            .unwrap();
+        example.ends_in_order(&redis.url());
+    }
 }
