@@ -85,9 +85,82 @@ fn read_packages(metadata: &Value) -> Result<Vec<Package>> {
     Ok(packages)
 }
 
+/// A program of integration tests.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TestBinary {
+    program: PathBuf,
+    /// The package's folder, where its tests expect to run.
+    folder: PathBuf,
+}
+
+impl TestBinary {
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.current_dir(&self.folder);
+        command
+    }
+}
+
+/// Returns the integration tests of a package as a call of `cargo test` builds them: with the same packages and features
+/// nothing is compiled twice.
+pub(crate) fn test_binaries(test: &Command, package: &str) -> Result<Vec<TestBinary>> {
+    let mut build = cargo();
+    build
+        .args(test.get_args().take_while(|word| *word != "--"))
+        .args(["--no-run", "--message-format", "json-render-diagnostics"]);
+    let output = build
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|cause| format!("cannot start cargo: {cause}"))?;
+    if !output.status.success() {
+        return Err("the tests do not build".into());
+    }
+    let binaries = read_binaries(&String::from_utf8_lossy(&output.stdout), package)?;
+    if binaries.is_empty() {
+        return Err(format!("{package} has no integration tests").into());
+    }
+    Ok(binaries)
+}
+
+fn read_binaries(messages: &str, package: &str) -> Result<Vec<TestBinary>> {
+    let mut binaries = Vec::new();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message: Value = serde_json::from_str(line)?;
+        let is_test = message["target"]["kind"]
+            .as_array()
+            .is_some_and(|kinds| kinds.iter().any(|kind| kind == "test"));
+        let folder = message["manifest_path"]
+            .as_str()
+            .and_then(|manifest| PathBuf::from(manifest).parent().map(PathBuf::from));
+        if let (true, Some(program), Some(folder)) = (is_test, message["executable"].as_str(), folder)
+            && folder.ends_with(package)
+        {
+            binaries.push(TestBinary {
+                program: program.into(),
+                folder,
+            });
+        }
+    }
+    Ok(binaries)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_integration_tests_of_one_package_are_found() {
+        let messages = r#"
+{"reason":"compiler-artifact","manifest_path":"/w/mq-redis/Cargo.toml","target":{"kind":["lib"]},"executable":"/t/mq_redis-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/mq-redis/Cargo.toml","target":{"kind":["test"]},"executable":"/t/traps-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/mq-kafka/Cargo.toml","target":{"kind":["test"]},"executable":"/t/traps-2"}
+{"reason":"build-finished","success":true}"#;
+        let found = TestBinary {
+            program: "/t/traps-1".into(),
+            folder: "/w/mq-redis".into(),
+        };
+        assert_eq!(read_binaries(messages, "mq-redis").unwrap(), [found]);
+    }
 
     #[test]
     fn packages_are_sorted_and_default_is_no_feature_of_its_own() {
