@@ -1,10 +1,14 @@
 //! The command line that every backend's bench shares.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use crate::{
     results,
-    side::{Line, Work},
+    side::{Line, Rounds, Work},
 };
 
 /// What a bench was asked for.
@@ -34,10 +38,15 @@ impl Options {
         options
     }
 
-    /// Returns how many rounds are counted.
+    /// Returns how often each piece of work is done: so that a run as a whole ends in minutes.
     #[must_use]
-    pub fn rounds(&self) -> usize {
-        if self.quick { 3 } else { 7 }
+    pub fn rounds(&self) -> Rounds {
+        let (most, least, time) = if self.quick { (3, 1, 2) } else { (7, 3, 10) };
+        Rounds {
+            most,
+            least,
+            time: Duration::from_secs(time),
+        }
     }
 
     /// Returns a count of messages, a tenth of it for a quick run.
@@ -66,10 +75,23 @@ pub fn run(
     let done = prepare(&options).and_then(|(about, works)| {
         let mut lines: Vec<Line> = Vec::new();
         for work in works.iter().filter(|work| options.wants(work.name())) {
-            eprintln!("{}", work.name());
+            let begun = Instant::now();
             lines.extend(work.run(options.rounds()));
+            eprintln!("{:5.1} s  {}", begun.elapsed().as_secs_f64(), work.name());
         }
-        let about = format!("{about} {} rounds. {}", options.rounds(), machine());
+        let rounds = lines.iter().map(|line| line.rounds);
+        let (least, most) = (rounds.clone().min(), rounds.max());
+        let about = format!(
+            "{about} {} to {} rounds of each piece of work{}. {}",
+            least.unwrap_or(0),
+            most.unwrap_or(0),
+            if options.quick {
+                ", of a tenth of the messages"
+            } else {
+                ""
+            },
+            machine()
+        );
         let table = results::markdown(title, &about, &lines);
         println!("{table}");
         if let Some(folder) = &options.write {
@@ -113,7 +135,7 @@ mod tests {
     #[test]
     fn a_quick_run_moves_a_tenth() {
         let options = Options::parse(["--quick".into(), "produce".into()]);
-        assert_eq!((options.messages(100_000), options.rounds()), (10_000, 3));
+        assert_eq!((options.messages(100_000), options.rounds().most), (10_000, 3));
         assert_eq!(options.only, ["produce"]);
     }
 

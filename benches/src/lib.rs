@@ -1,8 +1,13 @@
 //! Side by side with the raw clients and the peers: rounds interleaved in one run, every message checked.
 
+#[cfg(feature = "amqp")]
+pub mod amqp;
 pub mod command;
 pub mod core;
 pub mod flat;
+pub mod idle;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod meter;
 pub mod ours;
 pub mod payload;

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mq_api::{Consumer, Message, Mode, Mq, Producer, Result, Start};
+use mq_api::{Consumer, Message, Mode, Mq, PartitionDescription, Producer, Result, Start};
 use tokio::{
     runtime::Runtime,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
 
@@ -24,8 +24,12 @@ use crate::{
 pub const TAKE: usize = 1000;
 /// How long a round may stand still before it is a failure.
 pub const STILL: Duration = Duration::from_secs(60);
+/// How many topics are opened or closed at once.
+const AT_ONCE: usize = 8;
 /// How long after their joining idle members are left alone, so that what they do then is not measured.
 const SETTLE: Duration = Duration::from_secs(3);
+/// How long after its confirm a message may be missing in what a topic is said to hold.
+const SEEN: Duration = Duration::from_secs(10);
 /// The size of a payload that carries a time, in bytes.
 pub const STAMPED: usize = 100;
 
@@ -127,12 +131,14 @@ impl Ours {
         let topic = self.name("produce");
         let payloads = Payloads::new(size);
         let sample = self.runtime.block_on(async {
-            self.mq.create_topic(&topic, partitions).await?;
-            let sample = send(&self.mq, &topic, messages, &payloads, sending).await?;
-            self.mq.delete_topic(&topic).await?;
-            Ok::<_, mq_api::Error>(sample)
+            self.mq.create_topic(&topic, partitions).await.map_err(text)?;
+            let sample = send(&self.mq, &topic, messages, &payloads, sending).await;
+            let sample = sample.map_err(text)?;
+            holds(&self.mq, &topic, messages).await?;
+            self.mq.delete_topic(&topic).await.map_err(text)?;
+            Ok(sample)
         });
-        sample.map_err(text)
+        sample
     }
 
     /// Returns a topic that holds so many messages; it is filled once in a run.
@@ -272,6 +278,9 @@ impl Ours {
                 }
                 let producer = self.mq.producer(&topic).await?;
                 let zero = Instant::now();
+                // Both ends are warm before the first that counts.
+                producer.produce(Message::new(stamp(zero))).await?;
+                still(consumer.consume()).await?.ack()?;
                 let sending = tokio::spawn(async move {
                     let mut published = Times::default();
                     let mut pace = steady(gap);
@@ -321,20 +330,27 @@ impl Ours {
     /// # Errors
     /// Says what failed.
     pub fn idle_topics(&self, topics: u32) -> std::result::Result<Vec<(Consumer, Producer)>, String> {
-        let names: Vec<String> = (0..topics).map(|_| self.name("idle")).collect();
-        let group = self.name("group");
+        let mut opening = JoinSet::new();
         self.runtime
             .block_on(async {
-                let mut all = Vec::new();
-                for name in &names {
-                    self.mq.create_topic(name, 1).await?;
-                    all.push((
-                        self.mq.consumer(name, &group).await?,
-                        self.mq.producer(name).await?,
-                    ));
+                let turn = Arc::new(Semaphore::new(AT_ONCE));
+                for _ in 0..topics {
+                    let (mq, name, turn) = (self.mq.clone(), self.name("idle"), turn.clone());
+                    opening.spawn(async move {
+                        let _turn = turn.acquire().await;
+                        mq.create_topic(&name, 1).await?;
+                        // A group of its own: where groups are the broker's, joins of others would disturb it.
+                        let consumer = mq.consumer(&name, &name).await?;
+                        let producer = mq.producer(&name).await?;
+                        while consumer.assignment().is_empty() {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                        Ok::<_, mq_api::Error>((consumer, producer))
+                    });
                 }
-                while all.iter().any(|(one, _)| one.assignment().is_empty()) {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
+                let mut all = Vec::new();
+                while let Some(one) = opening.join_next().await {
+                    all.push(one.map_err(|_| mq_api::Error::closed("a task"))??);
                 }
                 tokio::time::sleep(if topics == 0 { Duration::ZERO } else { SETTLE }).await;
                 Ok::<_, mq_api::Error>(all)
@@ -347,16 +363,51 @@ impl Ours {
     /// # Errors
     /// Says what failed.
     pub fn close_all(&self, all: Vec<(Consumer, Producer)>) -> std::result::Result<(), String> {
+        let mut closing = JoinSet::new();
         self.runtime
             .block_on(async {
+                let turn = Arc::new(Semaphore::new(AT_ONCE));
                 for (consumer, producer) in all {
-                    consumer.close().await?;
-                    producer.close().await?;
-                    self.mq.delete_topic(producer.topic()).await?;
+                    let (mq, turn) = (self.mq.clone(), turn.clone());
+                    closing.spawn(async move {
+                        let _turn = turn.acquire().await;
+                        consumer.close().await?;
+                        producer.close().await?;
+                        mq.delete_topic(producer.topic()).await
+                    });
+                }
+                while let Some(one) = closing.join_next().await {
+                    one.map_err(|_| mq_api::Error::closed("a task"))??;
                 }
                 Ok::<_, mq_api::Error>(())
             })
             .map_err(text)
+    }
+
+    /// Opens a consumer on a topic of so many partitions and waits until it owns them all and has settled; tells by how
+    /// many bytes the process grew.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn idle_member(&self, partitions: u32) -> std::result::Result<(Consumer, f64), String> {
+        let (topic, group) = (self.name("idle"), self.name("group"));
+        let create = self.mq.create_topic(&topic, partitions);
+        self.runtime.block_on(create).map_err(text)?;
+        let before = resident()?;
+        let consumer = self.runtime.block_on(async {
+            let consumer = self.mq.consumer(&topic, &group).await?;
+            while consumer.assignment().len() < partitions as usize {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            tokio::time::sleep(SETTLE).await;
+            Ok::<_, mq_api::Error>(consumer)
+        });
+        Ok((consumer.map_err(text)?, resident()? - before))
+    }
+
+    /// Lets the client run for a while.
+    pub fn rest(&self, time: Duration) {
+        self.runtime.block_on(tokio::time::sleep(time));
     }
 
     /// Holds so many messages without an ack and returns the memory that each takes, in bytes.
@@ -428,13 +479,15 @@ async fn member(
 
 async fn send(mq: &Mq, topic: &str, messages: u64, payloads: &Payloads, sending: Sending) -> Result<Sample> {
     let producer = mq.producer(topic).await?;
+    // So that it is connected; every contender sends its first message before the clock runs.
+    producer.produce(Message::new(payloads.of(0))).await?;
     let meter = Meter::start();
     match sending {
         Sending::Tasks(tasks) => {
             let payloads = Arc::new(payloads.clone());
             let failed = Arc::new(OnceLock::new());
             let mut all = JoinSet::new();
-            for task in 0..tasks {
+            for task in 1..=tasks {
                 let (producer, payloads, failed) = (producer.clone(), payloads.clone(), failed.clone());
                 all.spawn(async move {
                     let mut number = task;
@@ -454,7 +507,7 @@ async fn send(mq: &Mq, topic: &str, messages: u64, payloads: &Payloads, sending:
         }
         Sending::InFlight(window) => {
             let mut pending = VecDeque::with_capacity(window);
-            for number in 0..messages {
+            for number in 1..messages {
                 if pending.len() == window
                     && let Some(oldest) = pending.pop_front()
                 {
@@ -467,7 +520,7 @@ async fn send(mq: &Mq, topic: &str, messages: u64, payloads: &Payloads, sending:
             }
         }
         Sending::Batches(size) => {
-            let mut sent = 0;
+            let mut sent = 1;
             while sent < messages {
                 let end = (sent + size).min(messages);
                 let batch = (sent..end).map(|number| Message::new(payloads.of(number)));
@@ -478,9 +531,26 @@ async fn send(mq: &Mq, topic: &str, messages: u64, payloads: &Payloads, sending:
             }
         }
     }
-    let sample = meter.stop(messages);
+    let sample = meter.stop(messages - 1);
     producer.close().await?;
     Ok(sample)
+}
+
+/// Waits until a topic is seen to hold all messages; says what it holds where it does not.
+async fn holds(mq: &Mq, topic: &str, messages: u64) -> std::result::Result<(), String> {
+    let by = Instant::now() + SEEN;
+    loop {
+        let described = mq.describe_topic(topic).await.map_err(text)?;
+        let count = |one: &PartitionDescription| one.next_offset - one.first_offset;
+        let stored: u64 = described.partitions.iter().map(count).sum();
+        if stored == messages {
+            return Ok(());
+        }
+        if stored > messages || Instant::now() > by {
+            return Err(format!("{stored} of {messages} messages are stored"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The raw Redis client's way to do each piece of work, with the same payloads, windows, acks and checks as ours.
 
-#[cfg(feature = "peers")]
+#[cfg(feature = "redis-peers")]
 mod peer;
 pub mod power;
 
@@ -155,7 +155,7 @@ pub fn works(server: Redis, options: &Options) -> Outcome<Vec<Work>> {
         ),
     ];
     works.extend(all.growth());
-    #[cfg(feature = "peers")]
+    #[cfg(feature = "redis-peers")]
     works.extend([
         all.produce(Sending::InFlight(1000), 100)
             .against("sea-streamer-redis", [Goal::Shown], {

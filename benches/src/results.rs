@@ -54,6 +54,8 @@ fn value(unit: Unit, spread: Option<Spread>) -> String {
         Unit::Rate => format!("{}/s", short(median)),
         Unit::Micros => format!("{median:.0} us"),
         Unit::Bytes => format!("{median:.0} B"),
+        Unit::Percent => format!("{median:.2} %"),
+        Unit::Count => format!("{median:.0}"),
     }
 }
 

@@ -1,6 +1,10 @@
 //! Side by side on a real broker: each round runs every contender of a piece of work once, and who begins changes.
 
-use std::{fmt, rc::Rc};
+use std::{
+    fmt,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use crate::{meter::Sample, rounds::Goal};
 
@@ -14,8 +18,12 @@ pub enum Unit {
     Rate,
     /// Microseconds: less is better.
     Micros,
-    /// Bytes a message: less is better.
+    /// Bytes of each: less is better.
     Bytes,
+    /// Per cent of a processor: less is better.
+    Percent,
+    /// How many there are: less is better.
+    Count,
 }
 
 /// One value that a round of a piece of work gives.
@@ -50,11 +58,34 @@ pub const MEMORY: &[Figure] = &[Figure {
     unit: Unit::Bytes,
 }];
 
+/// The figures of what costs something while nothing happens.
+pub const IDLE: &[Figure] = &[
+    Figure {
+        name: "processor",
+        unit: Unit::Percent,
+    },
+    Figure {
+        name: "connections",
+        unit: Unit::Count,
+    },
+];
+
 const fn micros(name: &'static str) -> Figure {
     Figure {
         name,
         unit: Unit::Micros,
     }
+}
+
+/// How often a piece of work is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rounds {
+    /// How many rounds are counted where time allows.
+    pub most: usize,
+    /// How many rounds are counted at least.
+    pub least: usize,
+    /// After how long no further round begins.
+    pub time: Duration,
 }
 
 /// Somebody to be compared with.
@@ -125,14 +156,18 @@ impl Work {
         &self.name
     }
 
-    /// Runs one round that is not counted and then so many that are.
+    /// Runs one round that is not counted and then so many that are, or fewer where time is up.
     #[must_use]
-    pub fn run(&self, rounds: usize) -> Vec<Line> {
+    pub fn run(&self, rounds: Rounds) -> Vec<Line> {
+        let begun = Instant::now();
         let contenders: Vec<&Round> = std::iter::once(&self.ours)
             .chain(self.against.iter().map(|one| &one.round))
             .collect();
         let mut results: Vec<Result<Vec<Sample>, String>> = vec![Ok(Vec::new()); contenders.len()];
-        for round in 0..=rounds {
+        for round in 0..=rounds.most {
+            if round > rounds.least && begun.elapsed() > rounds.time {
+                break;
+            }
             for turn in 0..contenders.len() {
                 let place = (round + turn) % contenders.len();
                 let (Some(contender), Some(result)) = (contenders.get(place), results.get_mut(place)) else {
@@ -181,6 +216,7 @@ impl Work {
                     our_cpu: Spread::of(mine.iter().filter_map(|sample| sample.cpu)),
                     theirs: Spread::of(others.iter().map(value)),
                     their_cpu: Spread::of(others.iter().filter_map(|sample| sample.cpu)),
+                    rounds: mine.len(),
                     ratio: Spread::of(mine.iter().zip(others).map(|(a, b)| value(a) / value(b))),
                     goal,
                     failed,
@@ -241,6 +277,8 @@ pub struct Line {
     pub their_cpu: Option<Spread>,
     /// Ours divided by theirs, round by round.
     pub ratio: Option<Spread>,
+    /// How many rounds the ratio is of.
+    pub rounds: usize,
     /// What is asked of the ratio's median.
     pub goal: Goal,
     /// Who failed and why.
@@ -265,6 +303,29 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
+    fn rounds(most: usize) -> Rounds {
+        Rounds {
+            most,
+            least: most,
+            time: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn no_round_begins_after_the_time_but_those_that_must() {
+        let count = Rc::new(Cell::new(0));
+        let seen = Rc::clone(&count);
+        let work = Work::new("produce", RATE, move || {
+            seen.set(seen.get() + 1);
+            Ok(Sample::of([1.0]))
+        });
+        let short = Rounds {
+            least: 2,
+            ..rounds(7)
+        };
+        assert_eq!((work.run(short).len(), count.get()), (1, 3));
+    }
+
     #[test]
     fn a_ratio_is_ours_over_theirs_of_the_same_round_and_the_first_round_is_not_counted() {
         let mine = Cell::new(0.0);
@@ -273,7 +334,7 @@ mod tests {
             Ok(Sample::of([mine.get()]))
         })
         .against("raw", [Goal::AtLeast(2.0)], || Ok(Sample::of([10.0])));
-        let [line] = work.run(3).try_into().unwrap();
+        let [line] = work.run(rounds(3)).try_into().unwrap();
         let ratio = Spread {
             median: 3.0,
             low: 2.0,
@@ -287,7 +348,7 @@ mod tests {
         let work = Work::new("consume", RATE, || Ok(Sample::of([1.0])))
             .against("lossy", [], || Err("999 of 1000 came".into()))
             .against("raw", [Goal::AtLeast(1.5)], || Ok(Sample::of([1.0])));
-        let lines = work.run(1);
+        let lines = work.run(rounds(1));
         let verdicts: Vec<_> = lines.iter().map(Line::verdict).collect();
         assert_eq!(verdicts, ["FAILED", "missed"]);
         assert_eq!(lines[0].failed.as_deref(), Some("lossy: 999 of 1000 came"));
@@ -301,7 +362,7 @@ mod tests {
             || Ok(Sample::of([1.0, 1.0, 1.0])),
         );
         let verdicts: Vec<_> = work
-            .run(1)
+            .run(rounds(1))
             .iter()
             .map(|line| (line.work.clone(), line.verdict()))
             .collect();

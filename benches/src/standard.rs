@@ -20,6 +20,8 @@ pub struct Standard {
     pub some: u64,
     /// How many messages are sent at 1,000 a second.
     pub few: u64,
+    /// How many partitions a topic has, and how many topics are open, where it is shown what grows with them.
+    pub growing: (u32, u32),
 }
 
 impl Standard {
@@ -35,7 +37,8 @@ impl Standard {
             ours,
             many: options.messages(100_000),
             some: options.messages(20_000),
-            few: options.messages(5_000),
+            few: options.messages(3_000),
+            growing: if options.quick { (64, 20) } else { (256, 100) },
         }
     }
 
@@ -127,14 +130,15 @@ impl Standard {
             }
         };
         let held = usize::try_from(many / 2).unwrap_or(usize::MAX);
+        let (partitions, topics) = self.growing;
         vec![
             Work::new("consume and ack, 1 partition", RATE, plan(1, 0, 0))
                 .against("mq, 16 partitions", [], plan(16, 0, 0))
-                .against("mq, 256 partitions", [], plan(256, 0, 0)),
+                .against(format!("mq, {partitions} partitions"), [], plan(partitions, 0, 0)),
             Work::new("consume and ack, no other topic open", RATE, plan(1, 0, 0)).against(
-                "mq, 100 other topics open",
+                format!("mq, {topics} other topics open"),
                 [],
-                plan(1, 0, 100),
+                plan(1, 0, topics),
             ),
             Work::new("consume and ack, nothing un-acked", RATE, plan(1, 0, 0))
                 .against(format!("mq, {} un-acked", held / 10), [], plan(1, held / 10, 0))
@@ -158,6 +162,7 @@ impl Standard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::side::Rounds;
     use mq_api::Mq;
     use mq_memory::MemoryMq;
 
@@ -178,8 +183,13 @@ mod tests {
             all.latency(),
             all.promise(),
         ]);
+        let once = Rounds {
+            most: 1,
+            least: 1,
+            time: Duration::ZERO,
+        };
         for work in works {
-            for line in work.run(1) {
+            for line in work.run(once) {
                 assert!(line.failed.is_none() && line.ours.is_some(), "{line:?}");
             }
         }

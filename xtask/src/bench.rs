@@ -39,7 +39,8 @@ pub(crate) fn run(bench: &Bench) -> Result<bool> {
         if !bench.targets.is_empty() && !bench.targets.contains(&target) {
             continue;
         }
-        let known = target == Target::Memory || features.iter().any(|name| name == target.name());
+        let named = |wanted: &str| features.iter().any(|name| name == wanted);
+        let known = target == Target::Memory || named(target.name());
         if !known {
             let absent = format!("{} has no bench yet", target.name());
             if bench.targets.contains(&target) {
@@ -49,7 +50,8 @@ pub(crate) fn run(bench: &Bench) -> Result<bool> {
             continue;
         }
         any = true;
-        passed &= measure(target, bench, &folder)?;
+        let peers = named(&format!("{}-peers", target.name()));
+        passed &= measure(target, bench, &folder, peers)?;
     }
     if bench.write && any {
         fs::write(root.join("RESULTS.md"), assemble(&folder)?)?;
@@ -57,11 +59,12 @@ pub(crate) fn run(bench: &Bench) -> Result<bool> {
     Ok(passed)
 }
 
-/// Builds and runs the bench of one backend.
-fn measure(target: Target, bench: &Bench, folder: &Path) -> Result<bool> {
+/// Builds and runs the bench of one backend, with its peers where it has any.
+fn measure(target: Target, bench: &Bench, folder: &Path, peers: bool) -> Result<bool> {
     let (bin, features) = match target {
         Target::Memory => ("core", "peers".to_owned()),
-        Target::Broker(backend) => (backend.name(), format!("peers,{backend}")),
+        Target::Broker(backend) if peers => (backend.name(), format!("{backend}-peers")),
+        Target::Broker(backend) => (backend.name(), backend.to_string()),
     };
     let chosen = [
         "--release",

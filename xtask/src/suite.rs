@@ -166,7 +166,10 @@ fn test_command(selection: &Selection, all: &[Package]) -> Command {
     command
 }
 
-/// Returns all features of the packages but those that pull in a backend that was not selected.
+/// What the names of features end with that pull in other libraries to measure: no test is in them.
+const PEERS: &str = "peers";
+
+/// Returns all features of the packages but those that pull in a backend that was not selected, or peers.
 fn features(targets: &[Target], packages: &[&Package]) -> Vec<String> {
     let others: Vec<&str> = [Target::Memory]
         .into_iter()
@@ -177,7 +180,7 @@ fn features(targets: &[Target], packages: &[&Package]) -> Vec<String> {
     packages
         .iter()
         .flat_map(|package| package.features.iter().map(move |feature| (package, feature)))
-        .filter(|(_, feature)| !others.contains(&feature.as_str()))
+        .filter(|(_, feature)| !others.contains(&feature.as_str()) && !feature.ends_with(PEERS))
         .map(|(package, feature)| format!("{}/{feature}", package.name))
         .collect()
 }

@@ -44,7 +44,7 @@ fn times(
 fn flatness(options: &Options, one: &Rc<Runtime>, two: &Rc<Runtime>) -> Vec<Row> {
     type Grown = fn(&Runtime, u64, u64) -> Result<f64, String>;
     let count = options.messages(640_000);
-    let rounds = options.rounds();
+    let rounds = options.rounds().most;
     let backlog = options.messages(10_000_000);
     // What grows, its values from the base on, and what is asked of each against the base.
     let plans: [(&str, Grown, &[u64], Goal); 5] = [
@@ -121,7 +121,7 @@ fn against_peers(options: &Options, one: &Rc<Runtime>, two: &Rc<Runtime>) -> Vec
         .map(|(runtime, name)| {
             compare(
                 &name,
-                options.rounds(),
+                options.rounds().most,
                 &contender("mq", runtime, &work, ours),
                 &contender("omniqueue", runtime, &work, benches::peers::omniqueue),
                 Goal::AtLeast(1.4),
@@ -138,7 +138,7 @@ fn against_peers(_: &Options, _: &Rc<Runtime>, _: &Rc<Runtime>) -> Vec<Row> {
 fn main() {
     let options = Options::parse(std::env::args().skip(1));
     let messages: u64 = if options.quick { 200_000 } else { 1_000_000 };
-    let rounds = options.rounds();
+    let rounds = options.rounds().most;
     let two = Rc::new(two_workers());
     let one = Rc::new(current_thread());
     let single = Work::one_to_one(messages);
