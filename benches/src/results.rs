@@ -156,18 +156,18 @@ mod tests {
     use super::*;
     use crate::{
         meter::Sample,
-        side::{LATENCY, RATE, Work},
+        side::{LATENCY, RATE, Rounds, Work},
     };
 
     fn lines() -> Vec<Line> {
         let mut lines = Work::new("produce <64>", RATE, || Ok(Sample::of([20.0])))
             .against("raw", [Goal::AtLeast(1.0)], || Ok(Sample::of([10.0])))
             .against("lossy", [], || Err("lost 1 | of 2".into()))
-            .run(1);
+            .run(Rounds::exactly(1));
         lines.extend(
             Work::new("end to end", LATENCY, || Ok(Sample::of([2.0, 4.0, 8.0])))
                 .against("raw", [Goal::AtMost(1.0)], || Ok(Sample::of([1.0, 4.0, 16.0])))
-                .run(1),
+                .run(Rounds::exactly(1)),
         );
         lines
     }

@@ -88,6 +88,18 @@ pub struct Rounds {
     pub time: Duration,
 }
 
+impl Rounds {
+    /// Counts so many rounds, whatever time they take.
+    #[must_use]
+    pub const fn exactly(count: usize) -> Self {
+        Self {
+            most: count,
+            least: count,
+            time: Duration::ZERO,
+        }
+    }
+}
+
 /// Somebody to be compared with.
 pub struct Against {
     name: String,
@@ -303,14 +315,6 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    fn rounds(most: usize) -> Rounds {
-        Rounds {
-            most,
-            least: most,
-            time: Duration::ZERO,
-        }
-    }
-
     #[test]
     fn no_round_begins_after_the_time_but_those_that_must() {
         let count = Rc::new(Cell::new(0));
@@ -334,7 +338,7 @@ mod tests {
             Ok(Sample::of([mine.get()]))
         })
         .against("raw", [Goal::AtLeast(2.0)], || Ok(Sample::of([10.0])));
-        let [line] = work.run(rounds(3)).try_into().unwrap();
+        let [line] = work.run(Rounds::exactly(3)).try_into().unwrap();
         let ratio = Spread {
             median: 3.0,
             low: 2.0,
@@ -348,7 +352,7 @@ mod tests {
         let work = Work::new("consume", RATE, || Ok(Sample::of([1.0])))
             .against("lossy", [], || Err("999 of 1000 came".into()))
             .against("raw", [Goal::AtLeast(1.5)], || Ok(Sample::of([1.0])));
-        let lines = work.run(rounds(1));
+        let lines = work.run(Rounds::exactly(1));
         let verdicts: Vec<_> = lines.iter().map(Line::verdict).collect();
         assert_eq!(verdicts, ["FAILED", "missed"]);
         assert_eq!(lines[0].failed.as_deref(), Some("lossy: 999 of 1000 came"));
@@ -362,7 +366,7 @@ mod tests {
             || Ok(Sample::of([1.0, 1.0, 1.0])),
         );
         let verdicts: Vec<_> = work
-            .run(rounds(1))
+            .run(Rounds::exactly(1))
             .iter()
             .map(|line| (line.work.clone(), line.verdict()))
             .collect();

@@ -183,13 +183,8 @@ mod tests {
             all.latency(),
             all.promise(),
         ]);
-        let once = Rounds {
-            most: 1,
-            least: 1,
-            time: Duration::ZERO,
-        };
         for work in works {
-            for line in work.run(once) {
+            for line in work.run(Rounds::exactly(1)) {
                 assert!(line.failed.is_none() && line.ours.is_some(), "{line:?}");
             }
         }

@@ -31,7 +31,8 @@ impl Raw {
             let broker = self.ruststream().await?;
             let publisher = broker.publisher(LapinPublish::default().persistent(true).confirms());
             let payloads = Payloads::new(size);
-            let first = OutgoingMessage::new(&queue, &payloads.of(0));
+            let payload = payloads.of(0);
+            let first = OutgoingMessage::new(&queue, &payload);
             publisher.publish(first, None).await.map_err(text)?;
             let meter = Meter::start();
             let mut all = Vec::new();

@@ -96,7 +96,6 @@ impl Raw {
             let last = consumer.inner().commit_consumer_state(CommitMode::Sync);
             let sample = meter.map(|meter| meter.stop(messages - 1));
             last.map_err(text)?;
-            consumer.end().await.map_err(text)?;
             Ok::<_, String>((sample, check))
         })?;
         verify(check, messages)?;
