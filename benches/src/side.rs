@@ -325,7 +325,7 @@ mod tests {
         });
         let short = Rounds {
             least: 2,
-            ..rounds(7)
+            ..Rounds::exactly(7)
         };
         assert_eq!((work.run(short).len(), count.get()), (1, 3));
     }
