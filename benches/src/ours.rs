@@ -130,15 +130,14 @@ impl Ours {
     ) -> std::result::Result<Sample, String> {
         let topic = self.name("produce");
         let payloads = Payloads::new(size);
-        let sample = self.runtime.block_on(async {
+        self.runtime.block_on(async {
             self.mq.create_topic(&topic, partitions).await.map_err(text)?;
             let sample = send(&self.mq, &topic, messages, &payloads, sending).await;
             let sample = sample.map_err(text)?;
             holds(&self.mq, &topic, messages).await?;
             self.mq.delete_topic(&topic).await.map_err(text)?;
             Ok(sample)
-        });
-        sample
+        })
     }
 
     /// Returns a topic that holds so many messages; it is filled once in a run.
