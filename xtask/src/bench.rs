@@ -20,6 +20,9 @@ contenders of a piece of work run in turn, round by round, in one run on one mac
 durability, windows and acks, and every message is checked: who loses or doubles one is shown as FAILED. The ratio is
 ours divided by theirs: above 1 is better for rates, below 1 for times and memory. CPU is the processor time of the
 client's process for one message. Absolute numbers do not travel to other machines; ratios mostly do.
+
+Peers: `omniqueue` in memory, `sea-streamer` on Redis and Kafka, `ruststream` on RabbitMQ. Not measured: `omniqueue` on
+RabbitMQ, which does not wait for confirms, and `mq-bridge` and `shove`.
 ";
 
 /// Measures the chosen backends, or all that have a bench.
