@@ -30,11 +30,7 @@ impl Harness for Rocket {
             return Ok(Arc::new(ExternalServer::new(url)));
         }
         let server = BrokerServer::start(|| {
-            let small = [
-                "mappedFileSizeCommitLog=5242880",
-                "fileReservedTime=0",
-                "cleanResourceInterval=500",
-            ];
+            let small = ["mappedFileSizeCommitLog=5242880", "cleanResourceInterval=500"];
             let options = RocketMqOptions::new().with_proxy();
             small
                 .into_iter()
@@ -81,9 +77,11 @@ impl Harness for Rocket {
     }
 }
 
-/// Removes the oldest file of the log, which holds the messages of all topics: fills it, and asks for a cleaning.
+/// Removes the oldest file of the log, which holds the messages of all topics: fills it, and asks for a cleaning
+/// while files may be deleted as soon as they are full.
 async fn trim(url: &str, topic: &str, partition: u32, before: u64) -> HarnessResult<()> {
-    const DELETE_EXPIRED_COMMITLOG: i32 = 329;
+    const UPDATE_BROKER_CONFIG: Plain = Plain(25);
+    const DELETE_EXPIRED_COMMITLOG: Plain = Plain(329);
     let driver = RocketMq::connect(&ConnectUrl::parse(url)?).await?;
     let mq = Mq::from_driver(driver.clone());
     mq.create_topic("filler", 1).await?;
@@ -95,8 +93,17 @@ async fn trim(url: &str, topic: &str, partition: u32, before: u64) -> HarnessRes
             producer.produce(vec![0; 900 * 1024]).await?;
         }
         for broker in session.cluster().masters(deadline).await? {
-            let request = Plain(DELETE_EXPIRED_COMMITLOG);
-            session.ask(&broker, &request, &(), deadline).await?;
+            session
+                .ask(
+                    &broker,
+                    &UPDATE_BROKER_CONFIG,
+                    b"fileReservedTime=0\n".as_slice(),
+                    deadline,
+                )
+                .await?;
+            session
+                .ask(&broker, &DELETE_EXPIRED_COMMITLOG, &(), deadline)
+                .await?;
         }
         for _ in 0..10 {
             let described = mq.describe_topic(topic).await?;
@@ -105,6 +112,16 @@ async fn trim(url: &str, topic: &str, partition: u32, before: u64) -> HarnessRes
                 .get(partition as usize)
                 .map(|one| one.first_offset);
             if first.is_some_and(|first| first >= before) {
+                for broker in session.cluster().masters(deadline).await? {
+                    session
+                        .ask(
+                            &broker,
+                            &UPDATE_BROKER_CONFIG,
+                            b"fileReservedTime=72\n".as_slice(),
+                            deadline,
+                        )
+                        .await?;
+                }
                 return Ok(mq.close().await?);
             }
             tokio::time::sleep(Duration::from_millis(300)).await;

@@ -30,6 +30,8 @@ pub struct RocketMq {
     name_servers: Vec<RocketMqNode>,
     install: Install,
     certificates: Option<Certificates>,
+    // Held, never read: where the masters' messages are, if not in `scratch`.
+    _stores: Option<Scratch>,
     scratch: Scratch,
 }
 
@@ -40,6 +42,7 @@ struct Plan<'a> {
     archiving: Archiving,
     certificates: Option<&'a Certificates>,
     scratch: &'a Scratch,
+    stores: &'a Scratch,
 }
 
 impl RocketMq {
@@ -55,6 +58,9 @@ impl RocketMq {
     /// Writes all that the nodes need.
     fn prepare(options: &RocketMqOptions, install: Install, archiving: Archiving) -> Result<Self> {
         let scratch = Scratch::new("rocketmq")?;
+        // A master refuses messages on a disk that is 90 % full, and from 85 % on deletes what it can; no setting moves
+        // these marks up.
+        let stores = Scratch::in_memory("rocketmq")?;
         let certificates = match &options.tls_names {
             Some(names) => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -68,6 +74,7 @@ impl RocketMq {
             archiving,
             certificates: certificates.as_ref(),
             scratch: &scratch,
+            stores: stores.as_ref().unwrap_or(&scratch),
         };
         let name_servers = (0..options.name_servers)
             .map(|index| RocketMqNode::name_server(&plan, index))
@@ -82,6 +89,7 @@ impl RocketMq {
             name_servers,
             install,
             certificates,
+            _stores: stores,
             scratch,
         })
     }

@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use rustix::fs::statvfs;
 use rustix::process::{Signal, getuid, kill_process_group};
 use tempfile::TempDir;
 
@@ -16,6 +17,10 @@ use crate::{Error, Result};
 
 /// Lists the process groups that work in a scratch folder, so that a later process can end them.
 const GROUPS: &str = "process-groups";
+/// Linux' file system in memory.
+const MEMORY: &str = "/dev/shm";
+/// What must be free in memory before files are put there.
+const MEMORY_ROOM: u64 = 4 << 30;
 
 /// A folder for one broker, removed with the value.
 #[derive(Debug)]
@@ -28,11 +33,27 @@ impl Scratch {
         static SWEEP: Once = Once::new();
         let base = base()?;
         SWEEP.call_once(|| sweep(&base));
+        Self::below(&base, name)
+    }
+
+    /// Makes a folder in memory, for a server that goes by how full its disk is. `None` where there is little room.
+    pub(crate) fn in_memory(name: &str) -> Result<Option<Self>> {
+        static SWEEP: Once = Once::new();
+        let roomy = statvfs(MEMORY).is_ok_and(|all| all.f_bavail.saturating_mul(all.f_frsize) >= MEMORY_ROOM);
+        if !roomy {
+            return Ok(None);
+        }
+        let base = base_in(Path::new(MEMORY))?;
+        SWEEP.call_once(|| sweep(&base));
+        Self::below(&base, name).map(Some)
+    }
+
+    fn below(base: &Path, name: &str) -> Result<Self> {
         let own = std::process::id();
         let start = process_start(own).unwrap_or_default();
         let folder = tempfile::Builder::new()
             .prefix(&format!("{own}.{start}.{name}."))
-            .tempdir_in(&base)
+            .tempdir_in(base)
             .context(format!("cannot make a folder in {}", base.display()))?;
         Ok(Self { folder })
     }
@@ -56,7 +77,11 @@ impl Scratch {
 
 /// Returns the folder of this user that holds scratch folders and port locks.
 pub(crate) fn base() -> Result<PathBuf> {
-    let base = env::temp_dir().join(format!("mq-test-brokers-{}", getuid().as_raw()));
+    base_in(&env::temp_dir())
+}
+
+fn base_in(folder: &Path) -> Result<PathBuf> {
+    let base = folder.join(format!("mq-test-brokers-{}", getuid().as_raw()));
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -99,8 +99,8 @@ brokerIP1={advertised}
 brokerIP2=127.0.0.1
 listenPort={port}
 haListenPort={replication_port}
-storePathRootDir={folder}/store
-storePathCommitLog={folder}/store/commitlog
+storePathRootDir={store}
+storePathCommitLog={store}/commitlog
 autoCreateTopicEnable=false
 autoCreateSubscriptionGroup=true
 enableRetryTopicV2=true
@@ -110,6 +110,7 @@ mappedFileSizeConsumeQueue=600000
 mappedFileSizeTimerLog=10485760
 messageIndexEnable=false
 diskMaxUsedSpaceRatio=95
+cleanFileForciblyEnable=false
 timerPrecisionMs=100
 transactionTimeOut=1000
 transactionCheckInterval=1000
@@ -120,7 +121,7 @@ registerNameServerPeriod=10000
             name_servers = addresses.join(";"),
             advertised = node.address().ip(),
             port = node.port.number(),
-            folder = node.folder.display(),
+            store = plan.stores.path().join(name).join("store").display(),
         );
         let text = plan
             .options
