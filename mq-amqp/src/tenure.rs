@@ -125,24 +125,22 @@ impl Tenure {
         let (topic, group) = (&self.member.open.topic, &self.member.group);
         let names = &self.member.shared.names;
         let queue = names.token(&topic.name, &topic.id, group, self.partition);
-        let (messages, consumers) = chan
-            .declare(
-                &queue,
-                QueueDeclareOptions::durable(),
-                token_arguments(self.member.shared.config.tokens),
-            )
-            .await?;
+        let copy = names.position(&topic.name, &topic.id, group, self.partition);
+        let (durable, kind) = (QueueDeclareOptions::durable(), self.member.shared.config.tokens);
+        // Of a partition that was added since the group began there is neither.
+        chan.declare(&copy, durable, copy_arguments(kind)).await?;
+        let (messages, consumers) = chan.declare(&queue, durable, token_arguments(kind)).await?;
         let tokens = chan.consume(&queue, "token", false).await?;
         let mut holding = Holding {
             tokens,
             chan: Arc::clone(chan),
-            copy: names.position(&topic.name, &topic.id, group, self.partition),
+            copy,
             queue,
             held: VecDeque::new(),
             token: Token::start(0),
         };
         if messages == 0 && consumers == 0 {
-            // A partition that was added since the group began: none of its messages was skipped.
+            // Of a partition that was added none of its messages was skipped.
             holding.first_token().await?;
         }
         loop {

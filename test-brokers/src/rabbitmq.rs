@@ -192,8 +192,10 @@ impl RabbitMq {
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                // No busy waiting: tests run beside it on few cores.
-                "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} \
+                // No busy waiting: tests run beside it on few cores. What expired while the server started, and met a queue
+                // that was not there yet, is moved on after this time; it is three minutes without it.
+                "-rabbit dead_letter_worker_publisher_confirm_timeout 5000 \
+                 -start_epmd false -kernel inet_dist_use_interface {127,0,0,1} \
                  +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
             )
             .env("RABBITMQ_CTL_ERL_ARGS", "-start_epmd false +S 1:1");
