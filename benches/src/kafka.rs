@@ -532,9 +532,16 @@ fn batches(config: &ClientConfig, topic: &str, messages: u64) -> Outcome<(Sample
     let consumer: BaseConsumer = config.create().map_err(text)?;
     consumer.subscribe(&[topic]).map_err(text)?;
     let mut check = Check::default();
-    let poll = || match consumer.poll(STILL) {
-        Some(message) => message.map_err(text),
-        None => Err("nothing came".to_owned()),
+    let poll = || {
+        let by = Instant::now() + STILL;
+        loop {
+            // Nothing is also what it returns when it has served a rebalance or the answer to a commit.
+            match consumer.poll(STILL) {
+                Some(message) => return message.map_err(text),
+                None if Instant::now() > by => return Err("nothing came".to_owned()),
+                None => {}
+            }
+        }
     };
     check.take(poll()?.payload().unwrap_or_default());
     let meter = Meter::start();
