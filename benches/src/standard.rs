@@ -36,7 +36,7 @@ impl Standard {
         Self {
             ours,
             many: options.messages(100_000),
-            some: options.messages(20_000),
+            some: options.messages(5_000),
             few: options.messages(3_000),
             growing: if options.quick { (64, 20) } else { (256, 100) },
         }
