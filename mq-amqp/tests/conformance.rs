@@ -11,7 +11,7 @@ use lapin::{
 };
 use mq_amqp::AmqpMq;
 use mq_api::{Mq, url::ConnectUrl};
-use test_brokers::{Backend, Broker, BrokerServer, ExternalServer, RabbitMqOptions, RabbitMqVersion};
+use test_brokers::{Backend, Broker, BrokerServer, ExternalServer, FAULTS, RabbitMqOptions, RabbitMqVersion};
 
 struct RabbitMq;
 
@@ -49,7 +49,21 @@ impl Harness for RabbitMq {
     }
 
     fn faults(&self) -> &'static [Fault] {
-        &[Fault::Restart, Fault::Kill, Fault::Freeze, Fault::Cut]
+        const ALL: &[Fault] = &[
+            Fault::Restart,
+            Fault::Kill,
+            Fault::Freeze,
+            Fault::Cut,
+            Fault::Trim,
+        ];
+        // Trimming takes a policy and a start of the server, a minute on a slow machine; RabbitMQ 4 does not take the
+        // policy for a stream that is there already.
+        let can_trim = matches!(RabbitMqVersion::from_environment(), Ok(RabbitMqVersion::V3));
+        if std::env::var_os("MQ_TEST_FULL").is_some() && can_trim {
+            ALL
+        } else {
+            FAULTS
+        }
     }
 
     fn formats(&self) -> Vec<Arc<dyn StoredFormat>> {
