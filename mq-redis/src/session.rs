@@ -166,7 +166,8 @@ impl<'a> Session<'a> {
             key: log.clone(),
             after: log_at,
             token: 0,
-            most: 500,
+            // As much as of any other stream: a smaller share would have every busy stream read apart from it.
+            most: usize::MAX,
             waits: false,
             sink: Arc::clone(&heard) as Arc<dyn Sink>,
         })?;
