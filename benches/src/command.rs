@@ -76,10 +76,17 @@ pub fn run(
         let mut lines: Vec<Line> = Vec::new();
         for work in works.iter().filter(|work| options.wants(work.name())) {
             let begun = Instant::now();
-            lines.extend(work.run(options.rounds()));
+            let done = work.run(options.rounds());
             eprintln!("{:5.1} s  {}", begun.elapsed().as_secs_f64(), work.name());
+            for why in done.iter().filter_map(|line| line.failed.as_ref()) {
+                eprintln!("  FAILED: {why}");
+            }
+            lines.extend(done);
         }
-        let rounds = lines.iter().map(|line| line.rounds);
+        let rounds = lines
+            .iter()
+            .filter(|line| line.failed.is_none())
+            .map(|line| line.rounds);
         let (least, most) = (rounds.clone().min(), rounds.max());
         let about = format!(
             "{about} {} to {} rounds of each piece of work{}. {}",

@@ -376,10 +376,10 @@ impl Raw {
         // The first message alone, so that the producer is connected.
         let mut meter = None;
         while sent < messages || !batches.is_empty() {
-            let (most, size) = if sent == 0 {
-                (1, 1)
-            } else {
-                (window / BATCH, BATCH)
+            // No more than one before it is confirmed and the clock runs.
+            let (most, size) = match meter {
+                None => (1, 1),
+                Some(_) => (window / BATCH, BATCH),
             };
             while sent < messages && (batches.len() as u64) < most {
                 let (heard, count) = (Arc::new(Heard::default()), size.min(messages - sent));
