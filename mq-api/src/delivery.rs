@@ -481,6 +481,11 @@ impl Delivery {
         self.settled
     }
 
+    #[inline]
+    pub(crate) fn item(&self) -> &Item {
+        &self.item
+    }
+
     /// Lends the item to who settles it now.
     #[inline]
     pub(crate) fn settling(&mut self) -> &Item {

@@ -41,9 +41,11 @@ impl Core {
         let count = deliveries.len();
         match self.standing(&source) {
             Some(partition) => {
-                for (at, delivery) in deliveries.iter_mut().enumerate() {
-                    if !partition.done(delivery.settling()) {
-                        refused.push(at);
+                if !partition.done_together(deliveries) {
+                    for (at, delivery) in deliveries.iter_mut().enumerate() {
+                        if !partition.done(delivery.settling()) {
+                            refused.push(at);
+                        }
                     }
                 }
             }
