@@ -133,10 +133,10 @@ impl Engine {
         result
     }
 
-    /// Takes what is here already, as the first look of [`wait`](Self::wait) does: no place among those who wait, no
-    /// future, one lock. None too where the member has ended or has an error to tell, which `wait` then does.
+    /// Takes what is here or with the driver already, as the first look of [`wait`](Self::wait) does: no place among those
+    /// who wait, no future, one lock. None too where the member has ended or has an error to tell, which `wait` then does.
     #[inline]
-    pub(crate) fn take_now(&self, take: impl FnOnce(&mut Core) -> bool) -> bool {
+    pub(crate) fn take_now(&self, mut take: impl FnMut(&mut Core) -> bool) -> bool {
         let mut core = self.lock();
         // What is left undone here, `wait` does: it looks at all of it again.
         if !core.is_open() {
@@ -144,7 +144,14 @@ impl Engine {
         }
         core.drive_if_fired();
         if !take(&mut core) {
-            return false;
+            // Whoever keeps up with single sends finds each message only here, with the driver.
+            if !core.unarmed {
+                return false;
+            }
+            core.drive(Until::Ready);
+            if !take(&mut core) {
+                return false;
+            }
         }
         let kick = std::mem::take(&mut core.kick);
         let (more, unarmed) = (core.may_have_more(), core.unarmed);
@@ -156,7 +163,7 @@ impl Engine {
             self.waiters.tick();
         }
         if more {
-            self.waiters.pass_on();
+            self.waiters.nudge();
         }
         true
     }
@@ -177,40 +184,43 @@ impl Engine {
     ) -> Poll<Result<R>> {
         loop {
             let found = self.with(|core| {
+                self.waiters.begin_look();
                 core.check_open()?;
                 core.drive_if_fired();
                 if let Some(result) = take(core) {
-                    return Ok(Some((result, core.may_have_more())));
+                    return Ok(Look::Found(result, core.may_have_more()));
                 }
                 while core.drive(Until::Ready) {
                     if let Some(result) = take(core) {
-                        return Ok(Some((result, core.may_have_more())));
+                        return Ok(Look::Found(result, core.may_have_more()));
                     }
                 }
                 // What the events brought counts more than an error that they brought behind it.
                 if let Some(result) = take(core) {
-                    return Ok(Some((result, core.has_ready())));
+                    return Ok(Look::Found(result, core.has_ready()));
                 }
                 core.check_open()?;
-                Ok(None)
+                // Under the lock: what is made ready from here on finds this call among those who wait.
+                Ok(if entry.wait(cx.waker()) {
+                    Look::Waits
+                } else {
+                    Look::Again
+                })
             });
             match found {
                 Err(error) => {
                     entry.looked();
                     return Poll::Ready(Err(error));
                 }
-                Ok(Some((result, more))) => {
+                Ok(Look::Found(result, more)) => {
                     entry.looked();
                     if more {
-                        self.waiters.pass_on();
+                        self.waiters.nudge();
                     }
                     return Poll::Ready(Ok(result));
                 }
-                Ok(None) => {
-                    if entry.wait(cx.waker()) {
-                        return Poll::Pending;
-                    }
-                }
+                Ok(Look::Waits) => return Poll::Pending,
+                Ok(Look::Again) => {}
             }
         }
     }
@@ -250,8 +260,9 @@ impl Engine {
         self.waiters.notify_all();
     }
 
+    /// Wakes one waiting call, after a change of the state that may have made something ready.
     pub(crate) fn wake_one(&self) {
-        self.waiters.pass_on();
+        self.waiters.nudge();
     }
 
     /// Moves a partition and waits for where it went. The move goes on if the future is dropped.
@@ -330,17 +341,27 @@ impl Engine {
     }
 }
 
+/// What a call that wants something has found.
+enum Look<R> {
+    /// This, and perhaps more for others.
+    Found(R, bool),
+    /// Nothing: the call waits.
+    Waits,
+    /// Nothing, and something was noted meanwhile.
+    Again,
+}
+
 impl Settle for Engine {
     fn settle(&self, item: &Item, how: Settlement) -> Result<()> {
         if self.with(|core| core.settle(item, how))? {
-            self.waiters.pass_on();
+            self.waiters.nudge();
         }
         Ok(())
     }
 
     fn ack(&self, item: &Item) -> Result<()> {
         if self.with(|core| core.ack(item))? {
-            self.waiters.pass_on();
+            self.waiters.nudge();
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! One member of a partitioned group: what it can do, and what happens to it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     fmt,
     sync::{
         Arc,
@@ -75,7 +75,7 @@ pub(crate) fn join(
         broker: Arc::clone(broker),
         topic: Arc::clone(topic),
         membership,
-        lanes: BTreeMap::new(),
+        lanes: Vec::new(),
         turns: VecDeque::new(),
         registered: None,
         max_messages: subscription.prefetch.messages.clamp(1, BATCH_MESSAGES),
@@ -188,7 +188,8 @@ pub(crate) struct MemoryEvents {
     broker: Arc<Broker>,
     topic: Arc<Topic>,
     membership: Membership,
-    lanes: BTreeMap<u32, Lane>,
+    /// By partition.
+    lanes: Vec<Option<Lane>>,
     /// Partitions that have something, each once, in the order of their turns.
     turns: VecDeque<u32>,
     registered: Option<Waker>,
@@ -255,12 +256,12 @@ impl MemoryEvents {
     fn next_data(&mut self) -> Option<Event> {
         let Self { lanes, turns, .. } = self;
         self.membership.member.signal.take(|partition| {
-            if let Some(lane) = lanes.get_mut(&partition) {
+            if let Some(lane) = lane_of(lanes, partition) {
                 lane.queue(turns);
             }
         });
         while let Some(partition) = turns.pop_front() {
-            let Some(lane) = lanes.get_mut(&partition) else {
+            let Some(lane) = lane_of(lanes, partition) else {
                 continue;
             };
             lane.queued = false;
@@ -295,10 +296,8 @@ impl MemoryEvents {
             self.stop(*partition, *epoch);
         }
         for (partition, (epoch, offset, generation)) in &orders.seek {
-            if let Some(lane) = self
-                .lanes
-                .get_mut(partition)
-                .filter(|lane| lane.id.epoch == *epoch)
+            if let Some(lane) =
+                lane_of(&mut self.lanes, *partition).filter(|lane| lane.id.epoch == *epoch)
             {
                 lane.cursor = Cursor::new(*offset);
                 lane.generation = *generation;
@@ -306,10 +305,8 @@ impl MemoryEvents {
             }
         }
         for (partition, (epoch, paused)) in &orders.pause {
-            if let Some(lane) = self
-                .lanes
-                .get_mut(partition)
-                .filter(|lane| lane.id.epoch == *epoch)
+            if let Some(lane) =
+                lane_of(&mut self.lanes, *partition).filter(|lane| lane.id.epoch == *epoch)
             {
                 lane.paused = *paused;
                 lane.queue(&mut self.turns);
@@ -348,16 +345,20 @@ impl MemoryEvents {
             queued: false,
         };
         lane.queue(&mut self.turns);
-        self.lanes.insert(id.partition, lane);
+        let at = id.partition as usize;
+        if self.lanes.len() <= at {
+            self.lanes.resize_with(at + 1, || None);
+        }
+        if let Some(slot) = self.lanes.get_mut(at) {
+            *slot = Some(lane);
+        }
     }
 
     fn stop(&mut self, partition: u32, epoch: u64) {
-        if self
-            .lanes
-            .get(&partition)
-            .is_some_and(|lane| lane.id.epoch == epoch)
+        if let Some(slot) = self.lanes.get_mut(partition as usize)
+            && slot.as_ref().is_some_and(|lane| lane.id.epoch == epoch)
         {
-            self.lanes.remove(&partition);
+            *slot = None;
             self.turns.retain(|turn| *turn != partition);
         }
     }
@@ -379,7 +380,13 @@ impl Drop for MemoryEvents {
     }
 }
 
+#[inline]
+fn lane_of(lanes: &mut [Option<Lane>], partition: u32) -> Option<&mut Lane> {
+    lanes.get_mut(partition as usize)?.as_mut()
+}
+
 impl Lane {
+    #[inline]
     fn queue(&mut self, turns: &mut VecDeque<u32>) {
         if !std::mem::replace(&mut self.queued, true) {
             turns.push_back(self.id.partition);

@@ -104,19 +104,21 @@ impl Engine {
         })
     }
 
-    /// Takes an event in where there may be one, then the next number; tells whether there is, or may be, more.
-    fn look(&self) -> Option<(u32, bool)> {
+    /// Takes an event in where there may be one, then the next number; tells whether there is, or may be, more. Enters the
+    /// call where there is none; `Err` says whether it waits.
+    fn look(&self, entry: &mut Entry<'_>, waker: &Waker) -> Result<(u32, bool), bool> {
         let mut ready = lock(&self.ready);
+        self.waiters.begin_look();
         if self.waiters.take_fired() {
             ready.unarmed = true;
             self.drive(&mut ready);
         }
         loop {
             if let Some(number) = ready.numbers.pop_front() {
-                return Some((number, !ready.numbers.is_empty() || ready.unarmed));
+                return Ok((number, !ready.numbers.is_empty() || ready.unarmed));
             }
             if !self.drive(&mut ready) {
-                return None;
+                return Err(entry.wait(waker));
             }
         }
     }
@@ -135,7 +137,7 @@ impl Engine {
     /// Makes a number ready without the driver, as an ack or a timer does.
     fn make_ready(&self, number: u32) {
         lock(&self.ready).numbers.push_back(number);
-        self.waiters.pass_on();
+        self.waiters.nudge();
     }
 }
 
@@ -144,15 +146,16 @@ async fn take(engine: &Engine) -> u32 {
     let mut entry = Entry::new(&engine.waiters);
     poll_fn(|cx| {
         loop {
-            if let Some((number, more)) = engine.look() {
-                entry.looked();
-                if more {
-                    engine.waiters.pass_on();
+            match engine.look(&mut entry, cx.waker()) {
+                Ok((number, more)) => {
+                    entry.looked();
+                    if more {
+                        engine.waiters.nudge();
+                    }
+                    return Poll::Ready(number);
                 }
-                return Poll::Ready(number);
-            }
-            if entry.wait(cx.waker()) {
-                return Poll::Pending;
+                Err(true) => return Poll::Pending,
+                Err(false) => {}
             }
         }
     })

@@ -147,7 +147,7 @@ impl Task {
         let wake = core.has_ready();
         drop(core);
         if wake {
-            engine.waiters.pass_on();
+            engine.waiters.nudge();
         }
         plan
     }
@@ -219,7 +219,7 @@ impl Task {
         .with_source(outage.error.clone())
         .with_operation("consume");
         core.report = Some(error);
-        self.engine.waiters.pass_on();
+        self.engine.waiters.nudge();
     }
 
     fn start_seeks(&mut self, core: &mut Core) {

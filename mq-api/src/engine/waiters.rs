@@ -67,6 +67,23 @@ impl Waiters {
         }
     }
 
+    /// Wakes one call if any waits, after a change under a lock that calls hold from their look until they have entered:
+    /// none is about to wait then, so no note is needed, which would send the next call to look once more.
+    #[inline]
+    pub(crate) fn nudge(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.wake_waiting();
+        }
+    }
+
+    /// Says that a look begins, which sees all that was noted so far; under the lock that [`nudge`](Self::nudge) speaks of.
+    #[inline]
+    pub(crate) fn begin_look(&self) {
+        if self.noted.load(Ordering::SeqCst) {
+            self.noted.swap(false, Ordering::SeqCst);
+        }
+    }
+
     /// Wakes one call if any waits. One that is about to wait looks again first.
     #[inline]
     pub(crate) fn pass_on(&self) {
@@ -86,17 +103,24 @@ impl Waiters {
 
     /// Wakes the call that has waited longest; leaves a note and returns `false` where none waits.
     fn wake_first(&self) -> bool {
-        self.noted.store(true, Ordering::SeqCst);
-        if self.waiting.load(Ordering::SeqCst) == 0 {
-            return false;
+        // Who is woken looks, so that there is nothing to note: one write less where a message travels alone.
+        if self.waiting.load(Ordering::SeqCst) > 0 && self.wake_waiting() {
+            return true;
         }
+        self.noted.store(true, Ordering::SeqCst);
+        self.waiting.load(Ordering::SeqCst) > 0 && self.wake_waiting()
+    }
+
+    /// Wakes the call that has waited longest; `false` where none waits any more.
+    fn wake_waiting(&self) -> bool {
         let mut list = self.lock();
         let Some((_, waker)) = list.queue.pop_front() else {
             return false;
         };
-        self.waiting.store(list.queue.len(), Ordering::SeqCst);
+        // Who enters writes after this, under the lock.
+        self.waiting.store(list.queue.len(), Ordering::Release);
         // Who is woken looks at everything that was noted so far.
-        self.noted.swap(false, Ordering::SeqCst);
+        self.begin_look();
         drop(list);
         waker.wake();
         true
@@ -158,7 +182,7 @@ impl Waiters {
             *ticket = Some(id);
         }
         self.waiting.store(list.queue.len(), Ordering::SeqCst);
-        if self.noted.swap(false, Ordering::SeqCst) {
+        if self.noted.load(Ordering::SeqCst) && self.noted.swap(false, Ordering::SeqCst) {
             list.queue.retain(|(other, _)| Some(*other) != *ticket);
             self.waiting.store(list.queue.len(), Ordering::SeqCst);
             *ticket = None;
@@ -169,6 +193,10 @@ impl Waiters {
 
     /// Takes a call out. One that had been woken and is dropped before it looked passes its wake on.
     pub(crate) fn leave(&self, ticket: u64, looked: bool) {
+        // Nobody has waited since this call entered, so it was taken out when it was woken.
+        if looked && self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
         let mut list = self.lock();
         let before = list.queue.len();
         list.queue.retain(|(id, _)| *id != ticket);
