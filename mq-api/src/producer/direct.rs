@@ -5,6 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use super::core::{Core, Target};
 use crate::{Message, Receipt, Result, driver::Wakes};
 
+/// How many messages in a row go to one partition where they have no key. With 256 partitions each of them was a batch
+/// of its own to its consumer, which made it 2.4 times as dear as with one.
+const STREAK: u32 = 8;
+
 /// How many counters the count of stored messages is spread over.
 const SHARDS: usize = 16;
 
@@ -81,12 +85,12 @@ impl Core {
         Ok(Receipt::new(partition, offset))
     }
 
-    /// Chooses the partition of a message that is sent alone and has no key.
+    /// Chooses the partition of a message that is sent alone and has no key: a few in a row share one.
     #[inline]
     fn next_partition(&self) -> u32 {
         match self.partitions() {
             0 | 1 => 0,
-            partitions => self.direct.turn.fetch_add(1, Ordering::Relaxed) % partitions,
+            partitions => self.direct.turn.fetch_add(1, Ordering::Relaxed) / STREAK % partitions,
         }
     }
 }
