@@ -296,18 +296,14 @@ impl MemoryEvents {
             self.stop(*partition, *epoch);
         }
         for (partition, (epoch, offset, generation)) in &orders.seek {
-            if let Some(lane) =
-                lane_of(&mut self.lanes, *partition).filter(|lane| lane.id.epoch == *epoch)
-            {
+            if let Some(lane) = lane_of(&mut self.lanes, *partition).filter(|lane| lane.id.epoch == *epoch) {
                 lane.cursor = Cursor::new(*offset);
                 lane.generation = *generation;
                 lane.queue(&mut self.turns);
             }
         }
         for (partition, (epoch, paused)) in &orders.pause {
-            if let Some(lane) =
-                lane_of(&mut self.lanes, *partition).filter(|lane| lane.id.epoch == *epoch)
-            {
+            if let Some(lane) = lane_of(&mut self.lanes, *partition).filter(|lane| lane.id.epoch == *epoch) {
                 lane.paused = *paused;
                 lane.queue(&mut self.turns);
             }

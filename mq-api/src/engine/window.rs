@@ -124,7 +124,10 @@ impl AckWindow {
             return false;
         }
         let base = self.head / WORD;
-        let (low, high) = ((first / WORD - base) as usize, (end.div_ceil(WORD) - base) as usize);
+        let (low, high) = (
+            (first / WORD - base) as usize,
+            (end.div_ceil(WORD) - base) as usize,
+        );
         // The bits of the neighbours in the word at a place.
         let bits = |at: usize| {
             let begin = (base + at as u64) * WORD;
