@@ -133,6 +133,11 @@ pub(crate) fn is_passing(error: &Error) -> bool {
     error.is_retryable()
 }
 
+/// Tells whether the server has ended a channel with this error, and not a connection.
+pub(crate) fn is_of_a_channel(error: &lapin::Error) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(refusal) if matches!(refusal.kind(), AMQPErrorKind::Soft(_)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

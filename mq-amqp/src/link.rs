@@ -90,13 +90,22 @@ impl Conn {
     }
 
     pub(crate) async fn channel(&self) -> Result<Chan> {
-        let channel = self
-            .within("opening a channel", self.inner.connection.create_channel())
-            .await?;
+        let channel = self.within("opening a channel", self.open_channel()).await?;
         Ok(Chan {
             channel,
             conn: self.clone(),
         })
+    }
+
+    /// Opens a channel. The client library keeps the error that the server ended a channel with, and when the numbers of
+    /// channels come round, answers the next opening of that number with it: then it is the next number's turn.
+    async fn open_channel(&self) -> lapin::Result<Channel> {
+        loop {
+            match self.inner.connection.create_channel().await {
+                Err(refused) if error::is_of_a_channel(&refused) && self.is_alive() => {}
+                result => return result,
+            }
+        }
     }
 
     pub(crate) async fn confirm_channel(&self) -> Result<Chan> {
