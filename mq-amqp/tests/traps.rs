@@ -35,7 +35,7 @@ use std::{
 use mq_amqp::{AmqpConfig, AmqpMq};
 use mq_api::{ErrorKind, Message, driver::Mq, url::ConnectUrl};
 use support::*;
-use test_brokers::RabbitMq;
+use test_brokers::{RabbitMq, RabbitMqVersion};
 
 async fn refusal(config: AmqpConfig) -> ErrorKind {
     let begun = Instant::now();
@@ -169,6 +169,10 @@ async fn a_member_dropped_while_it_waits_leaves_nothing_active(rabbit: &RabbitMq
 }
 
 async fn a_holder_taken_for_stuck_begins_again(rabbit: &RabbitMq) {
+    if RabbitMqVersion::from_environment().unwrap() != RabbitMqVersion::V3 {
+        // RabbitMQ 4.3 leaves the holder of a classic queue's message alone.
+        return;
+    }
     let holders = |timeout: u32, look: u32| {
         let set = format!(
             "application:set_env(rabbit, consumer_timeout, {timeout}), \
