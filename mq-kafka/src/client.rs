@@ -68,6 +68,11 @@ impl Cause {
         }
     }
 
+    /// Tells whether no broker has answered lately.
+    pub(crate) fn is_down(&self) -> bool {
+        self.all_down.load(Ordering::Acquire)
+    }
+
     /// Notes that a broker has answered.
     pub(crate) fn clear(&self) {
         self.all_down.store(false, Ordering::Release);

@@ -281,6 +281,21 @@ pub(crate) fn generation<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> i32 
     }
 }
 
+/// Tells whether the group's broker has given this member an identity.
+pub(crate) fn is_named<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
+    let client = consumer.client().native_ptr();
+    // SAFETY: the client is alive; what it returns is null or a text that is ours to free.
+    unsafe {
+        let name = sys::rd_kafka_memberid(client);
+        if name.is_null() {
+            return false;
+        }
+        let named = *name != 0;
+        sys::rd_kafka_mem_free(client, name.cast());
+        named
+    }
+}
+
 /// Commits offsets as this member without waiting; what becomes of it reaches the `commit_callback` of the context. The
 /// wrapper's own asynchronous commit says nothing of its result.
 pub(crate) fn commit<C: ConsumerContext>(

@@ -27,6 +27,7 @@ use tokio::sync::{Notify, mpsc::UnboundedSender, oneshot, watch};
 
 use crate::{
     client::{self, Cause, Client},
+    config::GroupProtocol,
     error, ffi,
     outbox::Outbox,
     watch::TopicWatch,
@@ -34,6 +35,8 @@ use crate::{
 
 /// How long leaving waits for the mark that partitions were given back in order.
 const LAST_WORD: Duration = Duration::from_millis(500);
+/// How long leaving waits for the identity that the broker gives to a new member.
+const NAMED: Duration = Duration::from_secs(1);
 /// How long leaving waits for the group to let go.
 const LEAVING: Duration = Duration::from_secs(5);
 
@@ -359,8 +362,12 @@ pub(crate) fn run(member: &Member, alive: watch::Sender<()>) {
     }
     let last = lock(&member.consumer).take();
     drop(last);
-    leave(member, &consumer);
+    let left = leave(member, &consumer);
     drop(alive);
+    if !left {
+        // Nobody waits any more, and the others would without the word.
+        poll_until(&consumer, member.lease, || has_left(member, &consumer));
+    }
     // May take as long as a session where no broker answers; nobody waits for it.
     client::drop_last(consumer);
 }
@@ -386,7 +393,8 @@ fn trouble(member: &Member, error: &KafkaError) {
     }
 }
 
-fn leave(member: &Member, consumer: &BaseConsumer<MemberContext>) {
+/// Gives everything back; `false` where the group could not be told in time.
+fn leave(member: &Member, consumer: &BaseConsumer<MemberContext>) -> bool {
     let link = &member.link;
     let last: Vec<(u32, Offset, String)> = link.outbox.change(|parts, _| {
         std::mem::take(parts)
@@ -423,16 +431,59 @@ fn leave(member: &Member, consumer: &BaseConsumer<MemberContext>) {
     if let Err(error) = answered {
         tracing::debug!(%error, "the last rebalance could not be answered");
     }
+    let by = Instant::now() + LEAVING;
+    let left = say_goodbye(member, consumer, by);
+    if left {
+        close(consumer, by.saturating_duration_since(Instant::now()));
+    }
+    left
+}
+
+fn close(consumer: &BaseConsumer<MemberContext>, limit: Duration) {
     if let Err(error) = consumer.close_queue() {
         tracing::debug!(%error, "the member's client could not be closed");
         return;
     }
-    poll_until(consumer, LEAVING, || consumer.closed());
+    poll_until(consumer, limit, || consumer.closed());
 }
 
-fn poll_until(consumer: &BaseConsumer<MemberContext>, limit: Duration, mut done: impl FnMut() -> bool) {
+/// Has the group told that this member leaves; `false` where it could not be told in time.
+///
+/// The library closes a member of a classic group that holds nothing, or waits to join, without a word. The group would
+/// wait for it at its next rebalance until its session is over, and until then the other members could store nothing: the
+/// broker answers nothing else on a connection that waits to join. Where the subscription ends first, the library sends
+/// the word once it may.
+fn say_goodbye(member: &Member, consumer: &BaseConsumer<MemberContext>, by: Instant) -> bool {
+    if member.client.config.group_protocol != GroupProtocol::Classic {
+        return true;
+    }
+    // The broker waits also for whom it has just given an identity, which the library must know to leave.
+    poll_until(consumer, NAMED, || {
+        ffi::is_named(consumer) || member.link.cause.is_down()
+    });
+    consumer.unsubscribe();
+    let left = by.saturating_duration_since(Instant::now());
+    poll_until(consumer, left, || has_left(member, consumer))
+}
+
+/// Tells whether the word is on its way, or there is nobody to tell.
+fn has_left(member: &Member, consumer: &BaseConsumer<MemberContext>) -> bool {
+    !ffi::is_named(consumer) || member.link.cause.is_down()
+}
+
+fn poll_until(
+    consumer: &BaseConsumer<MemberContext>,
+    limit: Duration,
+    mut done: impl FnMut() -> bool,
+) -> bool {
     let by = Instant::now() + limit;
-    while !done() && Instant::now() < by {
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() >= by {
+            return false;
+        }
         drop(consumer.poll(Duration::from_millis(5)));
     }
 }

@@ -4,7 +4,10 @@
 
 mod support;
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use mq_api::{
     Message, Timestamp, TopicName,
@@ -192,6 +195,86 @@ async fn a_key_has_the_partition_that_javas_rule_gives_it(kafka: &Kafka) {
     mq.close().await.unwrap();
 }
 
+/// Runs Kafka's own client, and returns the lines that begin with a word, without it.
+fn java(kafka: &Kafka, topic: &str, group: &str, work: &[&str]) -> impl Fn(&str) -> Vec<Vec<String>> {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop_java/JavaClient.java");
+    let brokers = kafka.bootstrap(KafkaListener::Plain);
+    let words = [&[brokers.as_str(), topic, group], work].concat();
+    let said = kafka.tool(source, &words).unwrap();
+    move |word| {
+        let lines = said.lines().map(|line| line.split('\t').map(str::to_owned));
+        lines
+            .map(Iterator::collect::<Vec<_>>)
+            .filter(|line| line.first().is_some_and(|first| first == word))
+            .map(|mut line| line.split_off(1))
+            .collect()
+    }
+}
+
+/// Each half is made by one client, and each finds what the other made and goes on where the other stood.
+async fn javas_own_client_and_this_one_share_keys_records_and_positions(kafka: &Kafka) {
+    const KEYS: usize = 100;
+    let mq = open(kafka).await;
+    mq.create_topic("java", 7).await.unwrap();
+    let producer = mq.producer("java").await.unwrap();
+    let mut ours = HashMap::new();
+    for n in 0..KEYS {
+        let key = format!("user-{}", n * 7919);
+        let message = Message::new("rust").with_key(key.clone());
+        let receipt = producer
+            .produce(message.with_header("source", "checkout"))
+            .await
+            .unwrap();
+        ours.insert(key, receipt.partition);
+    }
+
+    let said = java(kafka, "java", "both", &["produce", "100", "consume", "120"]);
+    let made = said("made");
+    assert_eq!(made.len(), KEYS);
+    for line in &made {
+        assert_eq!(ours[&line[0]].to_string(), line[1], "{line:?}");
+    }
+    let read = said("read");
+    assert!((120..2 * KEYS).contains(&read.len()), "{}", read.len());
+    let mut places = HashSet::new();
+    for line in &read {
+        let [key, partition, offset, value, source] = line.as_slice() else {
+            panic!("{line:?}")
+        };
+        assert_eq!(ours[key].to_string(), *partition);
+        let expected = match value.as_str() {
+            "rust" => "checkout",
+            _ => "-",
+        };
+        assert_eq!(source, expected, "{line:?}");
+        places.insert((partition.clone(), offset.clone()));
+    }
+    assert!(read.iter().any(|line| line[3] == "rust") && read.iter().any(|line| line[3] == "java"));
+
+    let consumer = mq.consumer("java", "both").await.unwrap();
+    for _ in read.len()..2 * KEYS {
+        let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
+            .await
+            .unwrap()
+            .unwrap();
+        let place = (delivery.partition().to_string(), delivery.offset().to_string());
+        assert!(places.insert(place), "{delivery:?} was committed by the other");
+        let key = delivery.key().unwrap().to_vec();
+        assert_eq!(ours[&String::from_utf8(key).unwrap()], delivery.partition());
+        delivery.ack().unwrap();
+    }
+    consumer.commit().await.unwrap();
+    consumer.close().await.unwrap();
+    mq.close().await.unwrap();
+
+    let said = java(kafka, "java", "both", &["committed", "7"]);
+    let stored: usize = said("committed")
+        .iter()
+        .map(|line| line[1].parse::<usize>().unwrap())
+        .sum();
+    assert_eq!(stored, 2 * KEYS);
+}
+
 async fn positions_are_shared_with_the_tools_of_others(kafka: &Kafka) {
     let mq = open(kafka).await;
     mq.create_topic("shared-positions", 1).await.unwrap();
@@ -317,6 +400,7 @@ async fn other_clients_and_this_one_understand_each_other() {
         a_message_is_an_ordinary_record,
         a_foreign_record_arrives_as_it_is,
         a_key_has_the_partition_that_javas_rule_gives_it,
+        javas_own_client_and_this_one_share_keys_records_and_positions,
         positions_are_shared_with_the_tools_of_others,
         topics_of_others_can_be_opened_by_their_names,
         the_newer_group_protocol_is_an_option,

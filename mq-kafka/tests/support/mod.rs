@@ -269,7 +269,13 @@ impl Storm {
         let (mq, topic, seen) = (mq.clone(), self.topic.clone(), Arc::clone(&self.seen));
         let (leave, mut asked) = tokio::sync::oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            let consumer = mq.consumer(&topic, "storm").await.unwrap();
+            let consumer = loop {
+                match mq.consumer(&topic, "storm").await {
+                    Ok(consumer) => break consumer,
+                    Err(error) if error.is_retryable() => {}
+                    Err(error) => panic!("{error}"),
+                }
+            };
             loop {
                 let delivery = tokio::select! {
                     _ = &mut asked => break,
@@ -302,6 +308,15 @@ impl Storm {
     /// Returns how many messages are stored by now.
     pub fn stored(&self) -> usize {
         self.seen.lock().unwrap().stored.len()
+    }
+
+    /// Waits until that many messages are acked.
+    pub async fn until_acked(&self, count: usize) {
+        let begin = Instant::now();
+        while self.seen.lock().unwrap().acked.len() < count {
+            assert!(begin.elapsed() < PATIENCE, "nothing is acked");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Waits until everything that was stored is acked.
