@@ -406,7 +406,7 @@ impl Ours {
 
     /// Lets the client run for a while.
     pub fn rest(&self, time: Duration) {
-        self.runtime.block_on(tokio::time::sleep(time));
+        self.runtime.block_on(async { tokio::time::sleep(time).await });
     }
 
     /// Holds so many messages without an ack and returns the memory that each takes, in bytes.
