@@ -6,6 +6,7 @@ use mq_api::{Error, ErrorKind, Result, url::ConnectUrl};
 
 use crate::{
     client::NameserverSource,
+    delays::Delays,
     remoting::{Compression, TlsOptions},
 };
 
@@ -55,6 +56,8 @@ pub struct RocketMqConfig {
     pub instance: String,
     /// The header that travels as RocketMQ's tag. Default: none; tags of others are read as the header `TAGS`.
     pub tag_header: Option<String>,
+    /// How delays are sent. Default: as times.
+    pub delays: Delays,
     /// How payloads are compressed when they are sent. Default: not at all.
     pub compression: Option<Compression>,
     /// From how many bytes on a payload is compressed. Default: 4 KiB.
@@ -98,6 +101,7 @@ impl RocketMqConfig {
             cluster_name: None,
             instance: "mq".to_owned(),
             tag_header: None,
+            delays: Delays::Timer,
             compression: None,
             compression_threshold: 4096,
             max_payload: 32 * 1024 * 1024,
@@ -165,6 +169,13 @@ impl RocketMqConfig {
     #[must_use]
     pub fn with_tag_header(mut self, header: impl Into<String>) -> Self {
         self.tag_header = Some(header.into());
+        self
+    }
+
+    /// Sets how delays are sent.
+    #[must_use]
+    pub fn with_delays(mut self, delays: Delays) -> Self {
+        self.delays = delays;
         self
     }
 
@@ -258,6 +269,10 @@ impl RocketMqConfig {
             config.instance = instance;
         }
         config.tag_header = options.take("tag_header");
+        let delays = [("timer", Delays::Timer), ("levels", Delays::Levels)];
+        if let Some(delays) = options.take_word("delays", &delays)? {
+            config.delays = delays;
+        }
         let kinds = [
             ("none", None),
             ("zlib", Some(Compression::Zlib(ZLIB_LEVEL))),

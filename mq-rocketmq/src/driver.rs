@@ -11,6 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use mq_api::{
     Capabilities, Error, ErrorKind, GroupName, Message, Result, Support, TopicDescription, TopicName,
     TopicSpec,
@@ -30,19 +31,17 @@ use crate::{
     producer::RocketMqProducer,
     queue,
     reader::RocketMqReader,
-    remoting::{ConnectionOptions, Credentials, TlsSetup},
+    remoting::{ConnectionOptions, Credentials, HeartbeatBody, JsonBody, Plain, TlsSetup, codes},
     topic::Shared,
     transaction::TransactionProducer,
 };
 
-/// The longest delay that brokers take by default.
-const MAX_DELAY: Duration = Duration::from_secs(3 * 24 * 3600);
-/// How late brokers are with timers of a second's precision, their default.
-const DELAY_PRECISION: Duration = Duration::from_millis(1500);
 /// The largest payload that options can raise the limit to: what a broker takes, less what goes with it.
 const MAX_PAYLOAD: usize = 4 * 1024 * 1024 - 128 * 1024;
 /// How long closing may take.
 const CLOSING: Duration = Duration::from_secs(3);
+/// How long a new client waits for a broker to say whether it knows it.
+const INTRODUCTION: Duration = Duration::from_secs(3);
 
 /// Connects to one RocketMQ cluster. Clones share the connection.
 ///
@@ -71,11 +70,12 @@ impl RocketMq {
     }
 
     /// Connects with a configuration, and returns when a nameserver has answered, or at once where a snapshot of
-    /// routes is there.
+    /// routes is there. With credentials a broker is asked too, since nameservers check none; where none answers,
+    /// that is left to the calls that follow.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] for a setting out of range, [`ErrorKind::Connection`], [`ErrorKind::Timeout`],
-    /// [`ErrorKind::Tls`] and [`ErrorKind::Protocol`].
+    /// [`ErrorKind::Authentication`], [`ErrorKind::Tls`] and [`ErrorKind::Protocol`].
     pub async fn connect_with(config: RocketMqConfig) -> Result<Self> {
         config.validate()?;
         let mut connection = ConnectionOptions::default();
@@ -100,15 +100,20 @@ impl RocketMq {
         let cluster = Cluster::open(options).map_err(from_remoting)?;
         let session = Session::new(&cluster);
         let shared = Arc::new(Shared::new(config, cluster, session));
-        if let Err(error) = shared.cluster.masters(shared.deadline()).await
-            && !(kept && crate::topic::is_out_of_reach(&error))
-        {
-            return Err(from_remoting(error));
+        let deadline = shared.deadline();
+        match shared.cluster.masters(deadline).await {
+            Ok(masters) if shared.config.access_key.is_some() => {
+                let until = deadline.min(Instant::now() + INTRODUCTION);
+                introduce(&shared.session, &masters, until).await?;
+            }
+            Ok(_) => {}
+            Err(error) if kept && crate::topic::is_out_of_reach(&error) => {}
+            Err(error) => return Err(from_remoting(error)),
         }
         Ok(Self {
             inner: Arc::new(Inner {
+                capabilities: capabilities(&shared.config),
                 shared,
-                capabilities: capabilities(),
                 closed: AtomicBool::new(false),
             }),
         })
@@ -151,7 +156,29 @@ impl RocketMq {
     }
 }
 
-fn capabilities() -> Capabilities {
+/// Asks brokers whether they know who this is, by a heartbeat without groups, for which nobody needs a right. The
+/// first one that answers decides.
+async fn introduce(session: &Session, masters: &[Arc<str>], until: Instant) -> Result<()> {
+    let body = HeartbeatBody {
+        client_id: session.client_id().to_owned(),
+        ..HeartbeatBody::default()
+    };
+    let (beat, body) = (Plain(codes::request::HEART_BEAT), JsonBody(&body));
+    let mut answers: FuturesUnordered<_> = masters
+        .iter()
+        .map(|broker| session.ask(broker, &beat, &body, until))
+        .collect();
+    while let Some(answer) = answers.next().await {
+        match answer.map_err(from_remoting) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Authentication => return Err(error),
+            Err(error) => tracing::debug!(%error, "a broker did not say whether it knows this client"),
+        }
+    }
+    Ok(())
+}
+
+fn capabilities(config: &RocketMqConfig) -> Capabilities {
     let mut all = Capabilities::new("rocketmq");
     all.partitioned = Support::Native;
     all.shared = Support::Native;
@@ -161,8 +188,8 @@ fn capabilities() -> Capabilities {
     all.pause = Support::Native;
     all.lag = Support::Native;
     all.delay = Support::Native;
-    all.max_delay = Some(MAX_DELAY);
-    all.delay_precision = DELAY_PRECISION;
+    all.max_delay = Some(config.delays.longest());
+    all.delay_precision = config.delays.precision();
     all.receipt_offset = Support::Native;
     all.commit_fencing = Support::BestEffort;
     all.offset_at = Support::Native;

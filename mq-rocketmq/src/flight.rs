@@ -202,8 +202,10 @@ impl Flight {
         at: usize,
     ) -> Result<(Bytes, String), RemotingError> {
         let key = self.shared.session.unique_keys().next();
+        let delay = message.due().map(|due| self.shared.config.delays.property(due));
+        let delay = delay.as_ref().map(|(name, value)| (*name, value.as_str()));
         let tag = self.shared.config.tag_header.as_deref();
-        let properties = single_properties(message, key.as_str(), tag, &[])?;
+        let properties = single_properties(message, key.as_str(), tag, delay.as_slice())?;
         let body = packed.body(at).unwrap_or_else(|| body(message, BodyForm::Single));
         Ok((Bytes::copy_from_slice(body), properties))
     }

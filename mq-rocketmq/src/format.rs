@@ -13,7 +13,7 @@
 use std::{borrow::Cow, fmt::Write};
 
 use bytes::Bytes;
-use mq_api::{Due, Headers, Message, Timestamp, driver::Record};
+use mq_api::{Headers, Message, Timestamp, driver::Record};
 
 use crate::remoting::{PropertyWriter, RemotingError, StoredMessage, decode_value, encode_value};
 
@@ -122,7 +122,7 @@ pub(crate) fn body(message: &Message, form: BodyForm) -> &[u8] {
     }
 }
 
-/// Writes the properties of a message.
+/// Writes the properties of a message, but for its delay.
 pub(crate) fn write_properties(
     out: &mut PropertyWriter<'_>,
     message: &Message,
@@ -144,11 +144,6 @@ pub(crate) fn write_properties(
         out.put(BODY, "null")?;
     } else if form == BodyForm::Single && message.payload_or_empty().is_empty() {
         out.put(BODY, "empty")?;
-    }
-    match message.due() {
-        Some(Due::After(delay)) => out.put("TIMER_DELAY_MS", &delay.as_millis().to_string())?,
-        Some(Due::At(at)) => out.put("TIMER_DELIVER_MS", &at.as_millis().max(1).to_string())?,
-        None => {}
     }
     let mut names: Vec<Cow<'_, str>> = Vec::new();
     for header in message.headers().iter() {

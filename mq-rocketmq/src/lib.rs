@@ -5,6 +5,7 @@ mod balance;
 pub mod client;
 mod config;
 mod consumer;
+mod delays;
 mod driver;
 mod error;
 mod fetch;
@@ -24,6 +25,7 @@ mod transaction;
 
 pub use self::{
     config::RocketMqConfig,
+    delays::Delays,
     driver::RocketMq,
     transaction::{Transaction, TransactionProducer},
 };

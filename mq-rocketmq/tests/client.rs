@@ -265,6 +265,27 @@ async fn an_address_service_names_the_nameservers() {
     service.await.unwrap();
 }
 
+/// Runs itself once more where the variable is set, since a process cannot safely set its own.
+#[test]
+fn nameservers_can_come_from_the_environment() {
+    const VARIABLE: &str = "NAMESRV_ADDR";
+    const LIST: &str = " a:1; b:2;";
+    if std::env::var(VARIABLE).is_ok_and(|list| list == LIST) {
+        let url = mq_api::url::ConnectUrl::parse("rocketmq:///?namespace=dev").unwrap();
+        let config = mq_rocketmq::RocketMqConfig::from_url(&url).unwrap();
+        let list = vec!["a:1".to_owned(), "b:2".to_owned()];
+        assert_eq!(config.nameservers, NameserverSource::List(list));
+        return;
+    }
+    let again = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["nameservers_can_come_from_the_environment", "--exact"])
+        .env(VARIABLE, LIST)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&again.stdout);
+    assert!(again.status.success() && said.contains("1 passed"), "{said}");
+}
+
 #[tokio::test]
 async fn a_recorded_layout_keeps_the_numbers_of_a_broker_that_is_down() {
     let names = Server::start(|command| match command.code() {

@@ -105,6 +105,33 @@ async fn a_shared_group_takes_the_tags_that_it_asks_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn delays_can_travel_as_levels() {
+    let cluster = cluster().await;
+    let (_, mq) = open(&format!("{}?delays=levels", cluster.url())).await;
+    mq.create_topic("levels", 1).await.unwrap();
+    let producer = mq.producer("levels").await.unwrap();
+    let consumer = mq.consumer("levels", "g").await.unwrap();
+    let begun = Instant::now();
+    for (payload, delay) in [("five", 1_200), ("one", 800)] {
+        let message = Message::new(payload).with_delay(Duration::from_millis(delay));
+        assert_eq!(producer.produce(message).await.unwrap().offset, None);
+    }
+    assert_eq!(text(&consumer).await, "one");
+    assert!(begun.elapsed() >= Duration::from_millis(800));
+    assert_eq!(text(&consumer).await, "five");
+    // The next level above the delay.
+    assert!(
+        begun.elapsed() >= Duration::from_millis(4_900),
+        "{:?}",
+        begun.elapsed()
+    );
+    let longer = Message::new("x").with_delay(Duration::from_secs(7_201));
+    let error = producer.produce(longer).await.unwrap_err();
+    assert_eq!(error.kind(), mq_api::ErrorKind::InvalidMessage, "{error}");
+    mq.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_moves_a_group_that_is_at_work() {
     let cluster = cluster().await;
     let (_, mq) = open(&cluster.url()).await;

@@ -8,11 +8,11 @@ use mq_rocketmq::remoting::codes::request;
 use mq_rocketmq::remoting::{
     Ack, BatchAckBody, BatchWriter, ChangeInvisible, CheckTransaction, ClusterInfo, Command, ConsumeStats,
     ConsumerIdsChanged, ConsumerList, CreateTopic, DeleteTopicInBroker, DeleteTopicInNamesrv, EndTransaction,
-    GetTopicConfig, HeartbeatBody, ListConsumers, LockBody, LockedBody, MaxOffset, MinOffset, Plain, Pop,
-    PopReceipt, PopTopicKind, PropertyWriter, PullMessage, QueryOffset, QueryRoute, RemotingError, Request,
-    ResetOffset, SearchOffset, SendBack, SendMessage, StartOffsets, StoredMessage, StoredMessages,
-    TopicConfig, TopicList, TopicRoute, TopicStats, UnregisterClient, UpdateOffset, decode_batch,
-    decode_frame, encode_request, parse_lenient,
+    GetTopicConfig, Header, HeartbeatBody, ListConsumers, LockBody, LockedBody, MaxOffset, MinOffset, Plain,
+    Pop, PopReceipt, PopTopicKind, Properties, PropertyWriter, PullMessage, QueryOffset, QueryRoute,
+    RemotingError, Request, ResetOffset, SearchOffset, SendBack, SendMessage, StartOffsets, StoredMessage,
+    StoredMessages, TopicConfig, TopicList, TopicRoute, TopicStats, UnregisterClient, UpdateOffset,
+    decode_batch, decode_frame, decode_value, decompress, encode_request, parse_lenient,
 };
 
 struct Exchange {
@@ -340,7 +340,8 @@ fn tables_with_objects_as_keys_decode() {
     }
 }
 
-/// What fuzzing does without end, in a second: bytes of real frames are turned, dropped and doubled.
+/// What fuzzing does without end, in a second, or a million times where `MQ_TEST_FULL` is set: bytes of real frames are
+/// turned, dropped and doubled.
 #[test]
 fn captured_frames_with_broken_bytes_break_no_decoder() {
     let bodies: Vec<Bytes> = exchanges()
@@ -355,7 +356,12 @@ fn captured_frames_with_broken_bytes_break_no_decoder() {
         .filter(|bytes| !bytes.is_empty())
         .collect();
     let mut random = fastrand::Rng::with_seed(7);
-    for _ in 0..20_000 {
+    let rounds = if std::env::var_os("MQ_TEST_FULL").is_some() {
+        1_000_000
+    } else {
+        20_000
+    };
+    for _ in 0..rounds {
         let mut broken = bodies[random.usize(..bodies.len())].to_vec();
         for _ in 0..random.usize(1..6) {
             let at = random.usize(..broken.len());
@@ -375,5 +381,12 @@ fn captured_frames_with_broken_bytes_break_no_decoder() {
         }
         drop(decode_batch(bytes.clone()));
         drop(parse_lenient(&bytes));
+        drop(Header::decode(&bytes));
+        drop(decompress(1 | random.i32(0..4) << 8, &bytes, 1 << 16));
+        Properties::new(&bytes).for_each(|(_, value)| drop(decode_value(value)));
+        if let Ok(text) = std::str::from_utf8(&bytes) {
+            drop(text.parse::<PopReceipt>());
+            drop(StartOffsets::parse(text));
+        }
     }
 }

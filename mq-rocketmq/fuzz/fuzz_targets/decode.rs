@@ -1,6 +1,8 @@
 //! Feeds every decoder of the remoting layer with arbitrary bytes.
 //!
-//! Run it in `mq-rocketmq` with `cargo +nightly fuzz run decode -- -runs=1000000 -rss_limit_mb=512`.
+//! Run it in `mq-rocketmq` with `cargo +nightly fuzz run decode -- -runs=1000000 -max_len=8192 -rss_limit_mb=512
+//! -malloc_limit_mb=64`. What runs of it in CI, on the stable compiler, are `no_bytes_break_a_decoder` in `tests/codec.rs`
+//! and `captured_frames_with_broken_bytes_break_no_decoder` in `tests/golden.rs`.
 #![no_main]
 
 use bytes::{Bytes, BytesMut};

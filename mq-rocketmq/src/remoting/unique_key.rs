@@ -39,17 +39,16 @@ impl UniqueKeys {
             .duration_since(UNIX_EPOCH)
             .unwrap_or(Duration::ZERO);
         let into_month = now.saturating_sub(month_start(now));
+        // In u64: dividing 128 bits costs more than all the rest.
+        let millis = into_month.as_secs() * 1000 + u64::from(into_month.subsec_millis());
+        let count = u64::from(self.count.fetch_add(1, Ordering::Relaxed) & 0xffff);
+        let mut digits = (millis & 0xffff_ffff) << 16 | count;
         let mut key = [b'0'; LEN];
-        let millis = into_month.as_millis() as u32;
-        let count = self.count.fetch_add(1, Ordering::Relaxed) & 0xffff;
-        let digits = (u64::from(millis) << 16 | u64::from(count)).to_be_bytes();
-        let tail = digits
-            .iter()
-            .skip(2)
-            .flat_map(|byte| [byte >> 4, byte & 15])
-            .map(|d| HEX[usize::from(d)]);
-        for (slot, digit) in key.iter_mut().zip(self.fixed.into_iter().chain(tail)) {
-            *slot = digit;
+        let (fixed, tail) = key.split_at_mut(self.fixed.len());
+        fixed.copy_from_slice(&self.fixed);
+        for slot in tail.iter_mut().rev() {
+            *slot = HEX[(digits & 15) as usize];
+            digits >>= 4;
         }
         UniqueKey(key)
     }
