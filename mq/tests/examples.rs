@@ -1,4 +1,4 @@
-//! Runs the examples, on memory and on Redis: each ends by itself and in order.
+//! Runs the examples, on memory, on Redis and on RocketMQ: each ends by itself and in order.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -41,6 +41,15 @@ const REPLAY_READER: Example = Example(
     ],
 );
 const CHANNEL_SHUTDOWN: Example = Example("channel_shutdown", &["first run", "second run"]);
+
+#[cfg(any(feature = "redis", feature = "rocketmq"))]
+const EVERY: [Example; 5] = [
+    QUICKSTART,
+    WORK_QUEUE,
+    PARTITIONED_KEYS,
+    REPLAY_READER,
+    CHANNEL_SHUTDOWN,
+];
 
 impl Example {
     fn ends_in_order(&self, url: &str) {
@@ -103,18 +112,24 @@ fn channel_shutdown_loses_nothing() {
 fn every_example_runs_on_redis() {
     use test_brokers::{Broker, RedisOptions, RedisVersion};
 
-    for example in [
-        QUICKSTART,
-        WORK_QUEUE,
-        PARTITIONED_KEYS,
-        REPLAY_READER,
-        CHANNEL_SHUTDOWN,
-    ] {
+    for example in EVERY {
         // Of its own, since examples share the names of their topics.
         let redis = RedisOptions::new()
             .with_version(RedisVersion::from_environment().unwrap())
             .start()
             .unwrap();
         example.ends_in_order(&redis.url());
+    }
+}
+
+#[cfg(feature = "rocketmq")]
+#[test]
+fn every_example_runs_on_rocketmq() {
+    use test_brokers::{Broker, RocketMqOptions};
+
+    // One for all, since it boots for long, and a namespace for each, since examples share the names of their topics.
+    let cluster = RocketMqOptions::new().start().unwrap();
+    for (number, example) in EVERY.into_iter().enumerate() {
+        example.ends_in_order(&format!("{}?namespace=example-{number}", cluster.url()));
     }
 }
