@@ -1,4 +1,4 @@
-//! Runs the examples, on memory, on Redis and on RocketMQ: each ends by itself and in order.
+//! Runs the examples, on memory and on real brokers: each ends by itself and in order.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -42,7 +42,12 @@ const REPLAY_READER: Example = Example(
 );
 const CHANNEL_SHUTDOWN: Example = Example("channel_shutdown", &["first run", "second run"]);
 
-#[cfg(any(feature = "redis", feature = "rocketmq"))]
+#[cfg(any(
+    feature = "amqp",
+    feature = "kafka",
+    feature = "redis",
+    feature = "rocketmq"
+))]
 const EVERY: [Example; 5] = [
     QUICKSTART,
     WORK_QUEUE,
@@ -105,6 +110,30 @@ fn replay_reader_reads_the_past_and_leaves_the_group_alone() {
 #[test]
 fn channel_shutdown_loses_nothing() {
     CHANNEL_SHUTDOWN.ends_in_order("memory://");
+}
+
+#[cfg(feature = "amqp")]
+#[test]
+fn every_example_runs_on_rabbitmq() {
+    use test_brokers::{Broker, RabbitMqOptions};
+
+    // One for all, since it boots for long, and a prefix for each, since examples share the names of their topics.
+    let rabbit = RabbitMqOptions::new().start().unwrap();
+    for (number, example) in EVERY.into_iter().enumerate() {
+        example.ends_in_order(&format!("{}?prefix=example-{number}", rabbit.url()));
+    }
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn every_example_runs_on_kafka() {
+    use test_brokers::{Broker, KafkaOptions};
+
+    for example in EVERY {
+        // Of its own, since examples share the names of their topics.
+        let kafka = KafkaOptions::new().start().unwrap();
+        example.ends_in_order(&kafka.url());
+    }
 }
 
 #[cfg(feature = "redis")]
