@@ -54,7 +54,11 @@ async fn main() -> Result<()> {
     }
 
     let from = reader.offset_at(0, noon).await?;
-    println!("three from noon on, which is offset {from}:");
+    let first = bounds.first().map_or(0, |partition| partition.first_offset);
+    println!(
+        "three from noon on, which is offset {from}, {} above the first:",
+        from - first
+    );
     for message in reader.pull(0, from, 3).await? {
         show(&message);
     }
