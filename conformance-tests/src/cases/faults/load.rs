@@ -22,6 +22,10 @@ use crate::{
 
 const GROUP: &str = "group";
 const PARTITIONS: u32 = 2;
+/// How far members may fall behind before senders wait for them: what is judged is what a fault does, not who is faster.
+const LEAD: usize = 500;
+/// How soon senders look again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Senders and members of one group that do what a user's code does: go on after errors.
 pub(super) struct Load {
@@ -77,6 +81,10 @@ impl Load {
             let flow = Arc::clone(&flow);
             load.senders.spawn(async move {
                 while !flow.enough.load(Ordering::Relaxed) {
+                    if flow.is_behind() {
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                        continue;
+                    }
                     // One awaited at a time to one partition, pipelined to the other. What failed is sent again as a
                     // message of its own, so that its copies can be told apart.
                     let stored = sender.send(at_once).await;
@@ -214,6 +222,11 @@ impl Drop for Load {
 }
 
 impl Flow {
+    fn is_behind(&self) -> bool {
+        let came = self.came().len();
+        self.stored().len() > came + LEAD
+    }
+
     fn missing(&self) -> Vec<String> {
         let came = self.came();
         self.stored()
