@@ -28,7 +28,8 @@ use tokio::sync::{Notify, mpsc::UnboundedSender, oneshot, watch};
 use crate::{
     client::{self, Cause, Client},
     config::GroupProtocol,
-    error, ffi,
+    error,
+    ffi::{self, PartitionQueue},
     outbox::Outbox,
     watch::TopicWatch,
 };
@@ -54,8 +55,8 @@ pub(crate) enum Job {
         generation: u64,
         done: oneshot::Sender<Result<Offset>>,
     },
-    /// The broker does not have what a tenure wants to read next.
-    Reset { id: AssignmentId, at: Offset },
+    /// The library does not stand where a tenure wants to read next: it is to be moved there, or to what is nearest.
+    Reset(AssignmentId),
     /// Partitions are this member's, and nobody reads them: a lease ran out while the session lived, or the generation
     /// changed while they were taken over.
     Retake(Vec<u32>),
@@ -277,6 +278,21 @@ impl Member {
                 .is_some()
         };
         Ok(Some(partitions.iter().copied().filter(holds).collect()))
+    }
+
+    /// Keeps the messages of partitions that nobody reads out of the client's own queue, where they would count as read.
+    pub(crate) fn keep_unread(&self, partitions: &[u32]) {
+        let Ok(consumer) = self.consumer() else { return };
+        for partition in partitions {
+            // What is taken away once stays away.
+            let number = client::number(*partition);
+            drop(PartitionQueue::open(
+                &consumer,
+                &self.link.topic,
+                number,
+                &self.incoming,
+            ));
+        }
     }
 
     /// Answers the library's question, unless the thread has done so as it left. Blocks for a moment.

@@ -11,13 +11,14 @@ use std::{
 };
 
 use mq_api::{
-    Error, Lease, Moment, Offset, Result,
+    Error, ErrorKind, Lease, Moment, Offset, Result,
     driver::{AssignmentId, Batch, Event, Events, Prefetch, Record, Records},
 };
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
+    error,
     ffi::{PartitionQueue, RawBatch},
     format::Stored,
     member::{Job, LeaveOnDrop, MemberContext},
@@ -36,7 +37,7 @@ pub(crate) struct Part {
     pub(crate) queue: PartitionQueue<MemberContext>,
     pub(crate) lease: Lease,
     pub(crate) paused: bool,
-    /// It is being moved: what is in the queue is from before.
+    /// It is being moved, or is to be: what is in the queue is from before, or from somewhere else.
     pub(crate) moving: bool,
     pub(crate) revoking: bool,
     pub(crate) released: bool,
@@ -203,10 +204,11 @@ impl Outbox {
             }
             let mut taken = take(&raw, part.next);
             drop(raw);
-            // What is not for readers, such as the marks of transactions, is passed over without a message.
-            taken.next = taken.next.max(part.queue.passed().unwrap_or(0));
-            if let Some(code) = taken.error {
-                self.trouble(part, code);
+            let passed = part.queue.passed();
+            match taken.error {
+                Some(code) => self.trouble(part, code),
+                // What is not for readers, such as the marks of transactions, is passed over without a message.
+                None => taken.next = taken.next.max(passed.unwrap_or(0)),
             }
             let skipped = taken.next > part.next;
             part.next = part.next.max(taken.next);
@@ -225,16 +227,22 @@ impl Outbox {
         None
     }
 
+    /// The library counts an error of a fetch as the message that it stands for, and would pass that one over after the
+    /// next rebalance: where trying again may help, it is moved back.
     fn trouble(&self, part: &mut Part, code: Code) {
-        if matches!(code, Code::AutoOffsetReset | Code::OffsetOutOfRange) {
+        tracing::debug!(partition = part.id.partition, ?code, "fetching reports an error");
+        let lasts = matches!(
+            error::from_code("", code).kind(),
+            ErrorKind::Protocol
+                | ErrorKind::Unsupported
+                | ErrorKind::MessageTooLarge
+                | ErrorKind::PermissionDenied
+                | ErrorKind::Authentication
+        );
+        if !lasts {
             part.moving = true;
             // Nobody hears it once the member is leaving.
-            let _ = self.jobs.send(Job::Reset {
-                id: part.id,
-                at: part.next,
-            });
-        } else {
-            tracing::debug!(partition = part.id.partition, ?code, "fetching reports an error");
+            let _ = self.jobs.send(Job::Reset(part.id));
         }
     }
 }

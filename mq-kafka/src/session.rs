@@ -1,6 +1,12 @@
 //! What a member does that needs waiting: taking partitions over, giving them back, moving them, watching the topic.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use mq_api::{
     Error, ErrorKind, Lease, Offset, Position, Result, TopicId,
@@ -142,7 +148,7 @@ impl Session {
                 // The engine may have stopped waiting.
                 let _ = done.send(result);
             }
-            Job::Reset { id, at } => self.reset(id, at).await,
+            Job::Reset(id) => self.reset(id).await,
             Job::Retake(partitions) => self.retake(partitions).await,
         }
     }
@@ -158,6 +164,9 @@ impl Session {
             }
         };
         let mine = !taken.is_empty();
+        if !mine {
+            self.member.keep_unread(&partitions);
+        }
         let offsets: Vec<(u32, Offset)> = taken
             .iter()
             .map(|(part, _)| (part.id.partition, part.next))
@@ -172,10 +181,12 @@ impl Session {
                 control.push_back(Event::Assigned(assignments));
             }
         });
-        // The library keeps its own list of what was given, and asks for all of it back: it is told of all of it.
+        // The library keeps its own list of what was given, and asks for all of it back: it is told of all of it. What
+        // nobody reads must not begin at the end: an answer to where that is, if it is late, makes the library jump there
+        // half a second later, wherever it was moved meanwhile.
         let start = move |partition: u32| {
             let own = offsets.iter().find(|(own, _)| *own == partition);
-            own.map_or(rdkafka::Offset::End, |(_, offset)| client::raw_offset(*offset))
+            client::raw_offset(own.map_or(0, |(_, offset)| *offset))
         };
         let topic = self.member.link.topic.clone();
         let answered = self
@@ -394,7 +405,7 @@ impl Session {
         for (id, offset) in places {
             if let Err(error) = self.move_to(id, offset, None).await {
                 tracing::debug!(topic = %member.topic, partition = id.partition, %error, "reading is begun again later");
-                self.reset(id, offset).await;
+                self.reset_later(id).await;
             }
         }
     }
@@ -517,20 +528,31 @@ impl Session {
             .first()
             .copied()
             .ok_or_else(gone)?;
-        self.move_to(id, offset, Some(generation)).await?;
-        Ok(offset)
+        let moved = self.move_to(id, offset, Some(generation)).await;
+        if moved.is_err() {
+            // Back to where it was, should the library have left that.
+            self.reset_later(id).await;
+        }
+        moved.map(|()| offset)
     }
 
-    async fn reset(&self, id: AssignmentId, at: Offset) {
-        let mut pause = FIRST_PAUSE;
-        while let Err(error) = self.try_reset(id, at).await {
-            if self.member.link.is_leaving() || self.member.link.outbox.part(id, |_| ()).is_none() {
-                return;
-            }
+    /// Moves the library to where a tenure goes on, unless that was done meanwhile.
+    async fn reset(&self, id: AssignmentId) {
+        let place = |part: &mut Part| part.moving.then_some(part.next);
+        let Some(at) = self.member.link.outbox.part(id, place).flatten() else {
+            return;
+        };
+        if let Err(error) = self.try_reset(id, at).await {
             tracing::debug!(partition = id.partition, %error, "finding where to go on is tried again");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            self.reset_later(id).await;
         }
+    }
+
+    /// Has it done behind the other jobs: nothing can be moved before the library has the answer that one of them may be.
+    async fn reset_later(&self, id: AssignmentId) {
+        let _ = tokio::time::timeout(FIRST_PAUSE, self.member.link.leave.notified()).await;
+        // The member is leaving where nobody hears it.
+        let _ = self.member.link.do_next(Job::Reset(id));
     }
 
     async fn try_reset(&self, id: AssignmentId, at: Offset) -> Result<()> {
@@ -548,7 +570,9 @@ impl Session {
                 to,
             };
             member.link.outbox.change(|parts, control| {
-                if parts.get(&id.partition).is_some_and(|part| part.id == id) {
+                if let Some(part) = parts.get_mut(&id.partition).filter(|part| part.id == id) {
+                    // Told once, also where the move is tried again.
+                    part.next = to;
                     control.push_back(event);
                 }
             });
@@ -564,16 +588,20 @@ impl Session {
         self.move_to(id, to, None).await
     }
 
-    /// Begins to fetch a partition anew at an offset.
+    /// Begins to fetch a partition anew at an offset. Where that fails, nothing is read from where the library may stand:
+    /// whoever asked for it has it moved again.
     async fn move_to(&self, id: AssignmentId, offset: Offset, generation: Option<u64>) -> Result<()> {
         let outbox = &self.member.link.outbox;
-        outbox.part(id, |part| part.moving = true);
+        let was_moving = outbox.part(id, |part| std::mem::replace(&mut part.moving, true));
+        let touched = Arc::new(AtomicBool::new(false));
+        let touches = Arc::clone(&touched);
         let topic = self.member.link.topic.clone();
         let moved = self
             .blocking(move |member| {
                 let list = client::partition_list(&topic, &[id.partition], |_| client::raw_offset(offset))
                     .map_err(|code| error::from_code("seek", code))?;
                 member.reassign(|consumer| {
+                    touches.store(true, Ordering::Release);
                     let to = client::raw_offset(offset);
                     let partition = client::number(id.partition);
                     if consumer.seek(&topic, partition, to, MOVE_LIMIT).is_ok() {
@@ -589,12 +617,11 @@ impl Session {
             if moved.is_ok() {
                 part.next = offset;
                 part.generation = generation.unwrap_or(part.generation);
+                part.moving = false;
+            } else {
+                part.moving = touched.load(Ordering::Acquire) || was_moving == Some(true);
             }
-            part.moving = false;
-            part.queue
-                .signal()
-                .ready
-                .store(true, std::sync::atomic::Ordering::Release);
+            part.queue.signal().ready.store(true, Ordering::Release);
         });
         outbox.wake();
         moved
