@@ -6,12 +6,17 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{Fuse, FusedFuture},
+    stream::FuturesUnordered,
+};
 use lapin::{BasicProperties, Confirmation, types::ShortString};
 use mq_api::{
     Error, ErrorKind, Message, Outcome, Result, Timestamp, TopicName,
@@ -69,6 +74,8 @@ pub(crate) struct Lane {
     shared: Arc<Shared>,
     sink: Sink,
     partition: u32,
+    /// The queue of the partition, where the topic is ours.
+    queue: Option<ShortString>,
     /// Whether delayed messages have a way to the partition.
     delays: bool,
     batches: mpsc::UnboundedReceiver<SendBatch>,
@@ -155,6 +162,12 @@ async fn send(message: Outgoing) -> Sent {
     }
 }
 
+/// Waits until the server has answered to what was sent last on a channel, or the channel is over.
+async fn last_confirm(chan: Arc<Chan>) {
+    // What it was the message's own confirm tells.
+    let _ = chan.native().wait_for_confirms().await;
+}
+
 impl Lane {
     pub(crate) fn new(
         shared: &Arc<Shared>,
@@ -166,6 +179,7 @@ impl Lane {
             shared: Arc::clone(shared),
             sink: sink.clone(),
             partition,
+            queue: None,
             delays: false,
             batches,
             last_stamp: 0,
@@ -222,16 +236,29 @@ impl Lane {
     /// Sends on a channel until it breaks, or until there is nothing to send and nobody who would.
     async fn drive(&mut self, mut wire: Wire, first: SendBatch) {
         let mut confirms = FuturesUnordered::new();
-        for message in self.pack(&mut wire, first).await {
-            confirms.push(send(message));
-        }
         let limit = self.shared.config.request_timeout;
         let mut look = tokio::time::interval((limit / 8).max(Duration::from_millis(10)));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut broken = false;
         let mut over = None;
         let mut more = true;
+        let mut handed = Some(first);
+        // While it waits, what is under way wakes nobody: each message would, once it is written and once more when it
+        // is confirmed.
+        let mut last = pin!(Fuse::terminated());
         loop {
+            if let Some(batch) = handed.take() {
+                for message in self.pack(&mut wire, batch).await {
+                    confirms.push(send(message));
+                }
+                broken |= self.take_ready(&mut wire, &mut confirms, None).await;
+                // Of several batches each settles as soon as it can.
+                if wire.flights.len() == 1 {
+                    last.set(last_confirm(Arc::clone(&wire.chan)).fuse());
+                } else {
+                    last.set(Fuse::terminated());
+                }
+            }
             if confirms.is_empty() && (broken || !more) {
                 return;
             }
@@ -239,22 +266,19 @@ impl Lane {
             let takes = more && !broken && !conn.is_blocked();
             tokio::select! {
                 biased;
-                Some(sent) = confirms.next(), if !confirms.is_empty() => {
-                    let mut ready = vec![sent];
-                    while let Some(Some(sent)) = confirms.next().now_or_never() {
-                        ready.push(sent);
-                    }
-                    broken |= self.settle(&mut wire, ready).await;
+                () = &mut last, if !last.is_terminated() => {
+                    broken |= self.take_ready(&mut wire, &mut confirms, None).await;
+                }
+                Some(sent) = confirms.next(), if last.is_terminated() && !confirms.is_empty() => {
+                    broken |= self.take_ready(&mut wire, &mut confirms, Some(sent)).await;
                 }
                 batch = self.batches.recv(), if takes => match batch {
-                    Some(batch) => {
-                        for message in self.pack(&mut wire, batch).await {
-                            confirms.push(send(message));
-                        }
-                    }
+                    Some(batch) => handed = Some(batch),
                     None => more = false,
                 },
                 _ = look.tick() => {
+                    // Should the client library have forgotten to tell.
+                    last.set(Fuse::terminated());
                     let late = wire.flights.front().is_some_and(|flight| flight.begun.elapsed() > limit);
                     if late && !conn.is_blocked() {
                         // Every confirm fails then, and with it what waits for it.
@@ -271,6 +295,21 @@ impl Lane {
                 }
             }
         }
+    }
+
+    /// Hands over what has not been yet, takes what is confirmed by now, and settles it. Returns whether the channel is
+    /// broken.
+    async fn take_ready(
+        &mut self,
+        wire: &mut Wire,
+        confirms: &mut FuturesUnordered<impl Future<Output = Sent>>,
+        first: Option<Sent>,
+    ) -> bool {
+        let mut ready = Vec::from_iter(first);
+        while let Some(Some(sent)) = confirms.next().now_or_never() {
+            ready.push(sent);
+        }
+        !ready.is_empty() && self.settle(wire, ready).await
     }
 
     /// Prepares the messages of a batch that have not been given up.
@@ -328,7 +367,7 @@ impl Lane {
     }
 
     /// Says where a message is sent to, and with what.
-    fn address(&self, message: &Message) -> Result<(ShortString, ShortString, BasicProperties)> {
+    fn address(&mut self, message: &Message) -> Result<(ShortString, ShortString, BasicProperties)> {
         let open = match &self.sink {
             Sink::Topic(open) => open,
             Sink::Existing(existing) => {
@@ -343,20 +382,21 @@ impl Lane {
             }
         };
         let (names, topic) = (&self.shared.names, &open.topic);
-        let now = Timestamp::now();
-        let due = message
-            .due()
-            .map(|due| format::due_at(due, now))
-            .filter(|due| *due > now);
-        let (exchange, key) = match due {
-            None => {
-                let queue = names.partition(&topic.name, &topic.id, self.partition);
-                (ShortString::default(), short(&queue)?)
-            }
-            Some(due) => {
-                let wait = due.saturating_since(now);
+        let due = message.due().and_then(|due| {
+            let now = Timestamp::now();
+            let due = format::due_at(due, now);
+            (due > now).then(|| (due, due.saturating_since(now)))
+        });
+        let (exchange, key, due) = match (due, &self.queue) {
+            (Some((due, wait)), _) => {
                 let route = delay::route(names, topic, self.partition, wait);
-                (short(&route.exchange)?, short(&route.key)?)
+                (short(&route.exchange)?, short(&route.key)?, Some(due))
+            }
+            (None, Some(queue)) => (ShortString::default(), queue.clone(), None),
+            (None, None) => {
+                let queue = short(&names.partition(&topic.name, &topic.id, self.partition))?;
+                self.queue = Some(queue.clone());
+                (ShortString::default(), queue, None)
             }
         };
         Ok((exchange, key, format::encode(message, self.last_stamp, due)?))
