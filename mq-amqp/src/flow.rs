@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt};
-use lapin::{Consumer, message::Delivery, options::BasicAckOptions};
+use lapin::{Consumer, message::Delivery};
 use mq_api::{
     Error, Offset, Result,
     driver::{AssignmentId, Prefetch},
@@ -121,7 +121,7 @@ impl Fetching {
             let taken = match came {
                 Some(Ok(first)) => {
                     backoff.reset();
-                    self.take(reading, first, generation, &mut guess).await
+                    self.take(reading, first, generation, &mut guess)
                 }
                 Some(Err(error)) => Err(reading.chan.map(&error)),
                 None => Err(stream::cancelled()),
@@ -161,7 +161,7 @@ impl Fetching {
     }
 
     /// Hands on what has come; false where nothing more can be read.
-    async fn take(
+    fn take(
         &mut self,
         source: &mut Source,
         first: Delivery,
@@ -191,7 +191,7 @@ impl Fetching {
                     }
                 }
             }
-            last = Some(one.acker);
+            last = Some(one.delivery_tag);
             if count >= MOST_AT_ONCE || bytes >= self.prefetch.bytes {
                 break;
             }
@@ -219,8 +219,7 @@ impl Fetching {
             && let Some(last) = last
         {
             source.unacked = 0;
-            let all = BasicAckOptions { multiple: true };
-            last.ack(all).await.map_err(|e| source.chan.map(&e))?;
+            source.chan.ack(last, true)?;
         }
         Ok(true)
     }

@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, Consumer, ExchangeKind,
     message::BasicReturnMessage,
     options::{
-        BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicQosOptions,
-        ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
-        QueueDeclareOptions, QueueDeleteOptions,
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions,
+        BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
+        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -355,6 +356,19 @@ impl Chan {
                 .await
         };
         Ok(published(&self.conn.within("a publish", confirmed).await?).0)
+    }
+
+    /// Hands an ack over, to be written with what follows. A delivery's own ack returns when it is written, after two
+    /// tasks of the client library have had their turn.
+    pub(crate) fn ack(&self, tag: u64, multiple: bool) -> Result<()> {
+        let handed = self
+            .channel
+            .basic_ack(tag, BasicAckOptions { multiple })
+            .now_or_never();
+        match handed {
+            Some(Err(error)) => Err(self.map(&error)),
+            Some(Ok(())) | None => Ok(()),
+        }
     }
 
     /// Ends the channel and returns when the server has ended it.

@@ -19,7 +19,7 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Acker, Consumer,
     message::Delivery,
-    options::{BasicAckOptions, BasicNackOptions, QueueDeclareOptions},
+    options::{BasicNackOptions, QueueDeclareOptions},
 };
 use mq_api::{
     Clock, Error, ErrorKind, Moment, Result, Start,
@@ -508,15 +508,11 @@ impl QueueConsumer for AmqpQueue {
         let mut results = Vec::with_capacity(receipts.len());
         let mut chans: Vec<Arc<Chan>> = Vec::new();
         for receipt in &receipts {
-            let Some(hold) = self.held.take(receipt) else {
+            let (Some(hold), Some((_, tag))) = (self.held.take(receipt), key(receipt)) else {
                 results.push(Err(stale()));
                 continue;
             };
-            results.push(match hold.acker.ack(BasicAckOptions::default()).await {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(stale()),
-                Err(error) => Err(hold.chan.map(&error)),
-            });
+            results.push(hold.chan.ack(tag, false));
             if !chans.iter().any(|chan| Arc::ptr_eq(chan, &hold.chan)) {
                 chans.push(hold.chan);
             }
