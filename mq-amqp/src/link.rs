@@ -5,7 +5,10 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,6 +43,8 @@ struct Inner {
     socket: Arc<Socket>,
     limit: Duration,
     address: String,
+    /// How many numbers of channels were passed over.
+    passed: AtomicU32,
 }
 
 impl Conn {
@@ -57,6 +62,7 @@ impl Conn {
                 socket,
                 limit: config.request_timeout,
                 address: host.to_string(),
+                passed: AtomicU32::new(0),
             }),
         })
     }
@@ -103,10 +109,19 @@ impl Conn {
     async fn open_channel(&self) -> lapin::Result<Channel> {
         loop {
             match self.inner.connection.create_channel().await {
-                Err(refused) if error::is_of_a_channel(&refused) && self.is_alive() => {}
+                Err(refused) if error::is_of_a_channel(&refused) && self.is_alive() => {
+                    self.inner.passed.fetch_add(1, Ordering::Relaxed);
+                }
                 result => return result,
             }
         }
+    }
+
+    /// Tells whether so many numbers were passed over that another connection is better for what is opened next: the
+    /// client library never frees them, and after the last one the connection opens nothing any more.
+    fn is_worn(&self) -> bool {
+        let most = u32::from(self.inner.connection.configuration().channel_max());
+        self.inner.passed.load(Ordering::Relaxed) > most / 4
     }
 
     pub(crate) async fn confirm_channel(&self) -> Result<Chan> {
@@ -456,29 +471,33 @@ impl Link {
         if state.closed {
             return Err(Error::closed("connection"));
         }
-        if let Some(conn) = &state.conn
-            && conn.is_alive()
+        let alive = state.conn.clone().filter(Conn::is_alive);
+        if let Some(conn) = &alive
+            && !conn.is_worn()
         {
             return Ok(conn.clone());
         }
         if let Some((at, error)) = &state.failed
             && at.elapsed() < FAILURE_HOLDS
         {
-            return Err(error.clone());
+            return alive.ok_or_else(|| error.clone());
         }
-        if let Some(old) = state.conn.take() {
+        if alive.is_none()
+            && let Some(old) = state.conn.take()
+        {
             // What still holds it has nothing to gain from it.
             old.end();
         }
         match self.open(&mut state.turn).await {
             Ok(conn) => {
                 state.failed = None;
+                // A worn one ends with the last who holds it.
                 state.conn = Some(conn.clone());
                 Ok(conn)
             }
             Err(error) => {
                 state.failed = Some((Instant::now(), error.clone()));
-                Err(error)
+                alive.ok_or(error)
             }
         }
     }

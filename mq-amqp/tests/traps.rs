@@ -17,6 +17,7 @@
 //! | a server killed and back, 404 "home node is down", 541 | `partitioned.rs`: `a_cut_begins_a_new_session_and_a_killed_server_too`, F1; `error.rs`: `every_refusal_has_its_kind` |
 //! | a publish into the first quarter second after a start | F1, D2 |
 //! | a member frozen and thawed | C14 |
+//! | numbers of channels that the client library answers with an old error | `questions_about_what_is_not_there_wear_nothing_out` |
 //! | ghost members | `group.rs`: `every_member_is_probed_in_turn`, C7 |
 //! | names longer than 255 bytes | `existing.rs`: `what_names_nothing_or_too_much_is_refused_with_its_rule`, T3 |
 //!
@@ -62,6 +63,7 @@ async fn one_server_serves_it_all() {
     a_member_dropped_while_it_waits_leaves_nothing_active(&rabbit).await;
     a_holder_taken_for_stuck_begins_again(&rabbit).await;
     the_next_host_is_tried(&rabbit).await;
+    questions_about_what_is_not_there_wear_nothing_out(&rabbit).await;
     a_memory_alarm_gives_back_pressure_and_passes(&rabbit).await;
 }
 
@@ -202,6 +204,30 @@ async fn the_next_host_is_tried(rabbit: &RabbitMq) {
     let mq = AmqpMq::connect_with(several).await.unwrap();
     create(&mq, "anywhere", 1).await;
     mq.close().await.unwrap();
+}
+
+async fn questions_about_what_is_not_there_wear_nothing_out(rabbit: &RabbitMq) {
+    let channels = |most: u32| {
+        let set = format!("application:set_env(rabbit, channel_max, {most}).");
+        rabbit.control(&["eval", &set]).unwrap();
+    };
+    channels(16);
+    let mq = connect(rabbit).await;
+    let there = create(&mq, "there", 1).await;
+    let producer = producer(&mq, &there).await;
+    let mut member = join(&mq, subscription(&there, "g")).await;
+    member.until("assigned", |m| m.assigned.len() == 1).await;
+    for _ in 0..60 {
+        // The server ends a channel with each of these answers.
+        let error = mq.describe_topic(topic("elsewhere")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TopicNotFound, "{error}");
+        mq.describe_topic(there.clone()).await.unwrap();
+    }
+    send_numbers(&*producer, 0, [5]).await;
+    member.until("the next one", |m| m.numbers() == [5]).await;
+    assert!(member.lost.is_empty() && member.outages == 0);
+    mq.close().await.unwrap();
+    channels(2047);
 }
 
 async fn who_may_not_come_in_is_told_why(rabbit: &RabbitMq) {
