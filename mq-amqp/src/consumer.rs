@@ -60,10 +60,7 @@ pub(crate) async fn join(
         ended,
         _guard: LeaveOnDrop(Arc::clone(&member)),
     };
-    let events = AmqpEvents {
-        outbox,
-        _guard: LeaveOnDrop(Arc::clone(&member)),
-    };
+    let events = AmqpEvents::new(outbox, LeaveOnDrop(Arc::clone(&member)));
     // Ends when it has left, which the guards ask it to.
     tokio::spawn(member.run(alive));
     Ok((Arc::new(consumer), Box::new(events)))

@@ -60,10 +60,7 @@ pub(crate) fn work_arguments() -> FieldTable {
 impl Feeder {
     /// Runs until the member has left.
     pub(crate) async fn run(self, mut ended: watch::Receiver<()>) {
-        let mut events = AmqpEvents {
-            outbox: Arc::clone(&self.member.outbox),
-            _guard: (),
-        };
+        let mut events = AmqpEvents::new(Arc::clone(&self.member.outbox), ());
         let mut chan = None;
         loop {
             let event = tokio::select! {

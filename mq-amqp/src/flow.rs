@@ -1,7 +1,10 @@
-//! What brings the messages of one assignment: a stream consumer of its own, ahead of the engine by a bounded run.
+//! What brings the messages of one assignment: a stream consumer of its own, ahead of the engine by a bounded run. It
+//! is polled by who waits for messages.
 
 use std::{
+    future::poll_fn,
     sync::{Arc, Mutex, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -67,6 +70,29 @@ impl Flow {
     }
 }
 
+/// What one look has brought.
+enum Came {
+    /// All that was there.
+    Few,
+    /// A batch, and there may be more.
+    Many,
+    /// Nothing more can be read.
+    End,
+}
+
+/// Lets who polls take what has come before there is more.
+async fn let_take() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Fetches for one assignment.
 pub(crate) struct Fetching {
     pub(crate) conn: Conn,
@@ -127,9 +153,10 @@ impl Fetching {
                 None => Err(stream::cancelled()),
             };
             match taken {
-                Ok(true) if reading.is_too_far_ahead(guess, self.prefetch.bytes) => source = None,
-                Ok(true) => {}
-                Ok(false) => return,
+                Ok(Came::End) => return,
+                Ok(_) if reading.is_too_far_ahead(guess, self.prefetch.bytes) => source = None,
+                Ok(Came::Few) => {}
+                Ok(Came::Many) => let_take().await,
                 Err(error) => {
                     source = None;
                     self.wait(&mut backoff, &error).await;
@@ -160,19 +187,20 @@ impl Fetching {
         })
     }
 
-    /// Hands on what has come; false where nothing more can be read.
+    /// Hands on what has come.
     fn take(
         &mut self,
         source: &mut Source,
         first: Delivery,
         generation: u64,
         guess: &mut usize,
-    ) -> Result<bool> {
+    ) -> Result<Came> {
         let mut records = Vec::new();
         let (mut began, mut bytes, mut count) = (None, 0, 0);
         let mut broken = None;
         let mut delivery = Some(first);
         let mut last = None;
+        let mut came = Came::Few;
         while let Some(mut one) = delivery.take() {
             let offset = format::offset_of(&one)?;
             let body = std::mem::take(&mut one.data);
@@ -193,6 +221,7 @@ impl Fetching {
             }
             last = Some(one.delivery_tag);
             if count >= MOST_AT_ONCE || bytes >= self.prefetch.bytes {
+                came = Came::Many;
                 break;
             }
             match source.consumer.next().now_or_never() {
@@ -210,7 +239,7 @@ impl Fetching {
         match broken {
             Some(error) if error.kind() == mq_api::ErrorKind::Protocol => {
                 self.outbox.fail(error);
-                return Ok(false);
+                return Ok(Came::End);
             }
             Some(error) => return Err(error),
             None => {}
@@ -221,7 +250,7 @@ impl Fetching {
             source.unacked = 0;
             source.chan.ack(last, true)?;
         }
-        Ok(true)
+        Ok(came)
     }
 }
 

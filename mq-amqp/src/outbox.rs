@@ -1,17 +1,40 @@
 //! What waits to be polled by the engine: events about ownership first, then messages, a bounded run a partition.
+//!
+//! What fetches is polled with it, in the call that waits for a message: a task of its own would be one more switch of
+//! tasks, and as a rule of threads, on the way of each message.
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{AbortHandle, abortable},
+    stream::FuturesUnordered,
+};
 use mq_api::{
     Error, Offset, Result,
     driver::{Assignment, AssignmentId, Batch, Event, Events, Prefetch, Record, Records},
 };
+use tokio::{runtime::Handle, task::unconstrained};
 
 use crate::flow::Flow;
+
+/// Fetches for one assignment, until it is stopped.
+type Fetch = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Stops what fetches when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Fetches(AbortHandle);
+
+impl Drop for Fetches {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// Collects events until they are polled.
 #[derive(Default)]
@@ -25,6 +48,10 @@ struct Inner {
     /// Partitions whose queue is not empty, in the order in which they are served.
     ready: VecDeque<u32>,
     queues: BTreeMap<u32, Queue>,
+    /// What is to be polled from now on.
+    fetches: Vec<Fetch>,
+    /// Nobody polls any more.
+    over: bool,
     failed: Option<Error>,
     waker: Option<Waker>,
 }
@@ -81,6 +108,22 @@ impl Outbox {
             );
             inner.control.push_back(Event::Assigned(vec![assignment]));
         });
+    }
+
+    /// Begins to fetch.
+    pub(crate) fn fetch(&self, fetch: impl Future<Output = ()> + Send + 'static) -> Fetches {
+        let (fetch, stop) = abortable(fetch);
+        // Who polls may have used up the share of Tokio's own calls, which would keep this from its messages.
+        let fetch: Fetch = Box::pin(unconstrained(fetch.map(drop)));
+        let unpolled = self.change(|inner| {
+            if inner.over {
+                return Some(fetch);
+            }
+            inner.fetches.push(fetch);
+            None
+        });
+        drop(unpolled);
+        Fetches(stop)
     }
 
     pub(crate) fn revoked(&self, ids: Vec<AssignmentId>) {
@@ -257,30 +300,73 @@ impl Queue {
 
 /// Polls an outbox; the member leaves its group when this is dropped.
 pub(crate) struct AmqpEvents<G> {
-    pub(crate) outbox: Arc<Outbox>,
-    pub(crate) _guard: G,
+    outbox: Arc<Outbox>,
+    fetching: FuturesUnordered<Fetch>,
+    /// What fetches needs its timers, wherever it is polled.
+    runtime: Handle,
+    _guard: G,
 }
 
-impl<G: Send + Unpin + 'static> Events for AmqpEvents<G> {
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
-        let popped = {
+impl<G> AmqpEvents<G> {
+    pub(crate) fn new(outbox: Arc<Outbox>, guard: G) -> Self {
+        Self {
+            outbox,
+            fetching: FuturesUnordered::new(),
+            runtime: Handle::current(),
+            _guard: guard,
+        }
+    }
+
+    fn pop(&mut self, waker: Option<&Waker>) -> Poll<Result<Event>> {
+        let (event, flow) = {
             let mut inner = self.outbox.lock();
+            self.fetching.extend(inner.fetches.drain(..));
             match inner.pop() {
                 Some(popped) => popped,
                 None => {
                     if let Some(error) = inner.failed.take() {
                         return Poll::Ready(Err(error));
                     }
-                    inner.waker = Some(cx.waker().clone());
+                    inner.waker = waker.cloned();
                     return Poll::Pending;
                 }
             }
         };
-        let (event, flow) = popped;
         if let Some(flow) = flow {
             flow.wake();
         }
         Poll::Ready(Ok(event))
+    }
+}
+
+impl<G> Drop for AmqpEvents<G> {
+    fn drop(&mut self) {
+        let unpolled = {
+            let mut inner = self.outbox.lock();
+            inner.over = true;
+            std::mem::take(&mut inner.fetches)
+        };
+        // Each holds the outbox.
+        drop(unpolled);
+    }
+}
+
+impl<G: Send + Unpin + 'static> Events for AmqpEvents<G> {
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
+        // What comes in between is seen below: nobody need be woken for it.
+        let waiting = self.pop(None);
+        if waiting.is_ready() {
+            return waiting;
+        }
+        if !self.fetching.is_empty() {
+            let _entered = self.runtime.enter();
+            // The set wakes its waker whenever it has polled all that is in it.
+            let mut noop = Context::from_waker(Waker::noop());
+            while let Poll::Ready(Some(())) = self.fetching.poll_next_unpin(&mut noop) {}
+            // Wakes from now on.
+            while let Poll::Ready(Some(())) = self.fetching.poll_next_unpin(cx) {}
+        }
+        self.pop(Some(cx.waker()))
     }
 }
 
@@ -321,16 +407,13 @@ mod tests {
 
     fn outbox() -> (Arc<Outbox>, AmqpEvents<()>) {
         let outbox = Arc::new(Outbox::default());
-        let events = AmqpEvents {
-            outbox: Arc::clone(&outbox),
-            _guard: (),
-        };
+        let events = AmqpEvents::new(Arc::clone(&outbox), ());
         outbox.assigned(Assignment::new(id(0), 0), None, PREFETCH);
         (outbox, events)
     }
 
-    #[test]
-    fn ownership_comes_before_messages() {
+    #[tokio::test]
+    async fn ownership_comes_before_messages() {
         let (outbox, mut events) = outbox();
         assert!(matches!(next(&mut events), Some(Event::Assigned(_))));
         put(&outbox, 0, 0..2);
@@ -340,16 +423,16 @@ mod tests {
         assert!(next(&mut events).is_none());
     }
 
-    #[test]
-    fn an_assignment_that_was_lost_unseen_was_never_there() {
+    #[tokio::test]
+    async fn an_assignment_that_was_lost_unseen_was_never_there() {
         let (outbox, mut events) = outbox();
         put(&outbox, 0, 0..2);
         outbox.lost(&[id(0)]);
         assert!(next(&mut events).is_none());
     }
 
-    #[test]
-    fn what_was_fetched_before_a_seek_is_dropped() {
+    #[tokio::test]
+    async fn what_was_fetched_before_a_seek_is_dropped() {
         let (outbox, mut events) = outbox();
         next(&mut events);
         put(&outbox, 0, 0..2);
@@ -363,8 +446,8 @@ mod tests {
         assert!(next(&mut events).is_none());
     }
 
-    #[test]
-    fn a_gap_at_the_front_is_told_before_the_messages_behind_it() {
+    #[tokio::test]
+    async fn a_gap_at_the_front_is_told_before_the_messages_behind_it() {
         let (outbox, mut events) = outbox();
         next(&mut events);
         put(&outbox, 0, 7..8);
@@ -375,8 +458,8 @@ mod tests {
         assert!(matches!(next(&mut events), Some(Event::Batch(_))));
     }
 
-    #[test]
-    fn a_partition_at_its_bound_takes_no_more() {
+    #[tokio::test]
+    async fn a_partition_at_its_bound_takes_no_more() {
         let (outbox, mut events) = outbox();
         put(&outbox, 0, 0..2);
         assert!(outbox.has_room(id(0)));

@@ -226,14 +226,9 @@ impl Tenure {
         }
         member.outbox.assigned(assignment, Some(flow), member.prefetch);
         member.tell_changed();
-        let fetch = async {
-            fetching.run().await;
-            future::pending::<()>().await;
-        };
-        let ended = tokio::select! {
-            ended = holding.serve(wanted, id) => ended,
-            () = fetch => return,
-        };
+        // Stops where this is dropped.
+        let _fetches = member.outbox.fetch(fetching.run());
+        let ended = holding.serve(wanted, id).await;
         match ended {
             Ok(reply) => {
                 holding.chan.close().await;
