@@ -52,7 +52,7 @@ async fn burst(
     match tokio::time::timeout(patience, consumer.next()).await {
         Ok(Some(Ok(delivery))) => push(&mut messages, delivery)?,
         Ok(Some(Err(error))) => return Err(chan.map(&error)),
-        Ok(None) => return Err(cancelled()),
+        Ok(None) => return Err(cut_short()),
         Err(_) => {
             return Ok(Burst {
                 messages,
@@ -82,7 +82,7 @@ fn drain(chan: &Chan, consumer: &mut Consumer, messages: &mut Vec<(Offset, Deliv
         match next {
             Some(Ok(delivery)) => push(messages, delivery)?,
             Some(Err(error)) => return Err(chan.map(&error)),
-            None => return Err(cancelled()),
+            None => return Err(cut_short()),
         }
     }
     Ok(())
@@ -91,6 +91,12 @@ fn drain(chan: &Chan, consumer: &mut Consumer, messages: &mut Vec<(Offset, Deliv
 fn push(messages: &mut Vec<(Offset, Delivery)>, delivery: Delivery) -> Result<()> {
     messages.push((format::offset_of(&delivery)?, delivery));
     Ok(())
+}
+
+/// Makes the error of a question that was cut short. The server does so where the queue is deleted, which it says when
+/// asked again, but also where the queue's process ends or moves to another node.
+fn cut_short() -> Error {
+    Error::new(ErrorKind::Interrupted, "a queue was taken away while it was asked")
 }
 
 /// Makes the error of a queue that was deleted while it was read.
