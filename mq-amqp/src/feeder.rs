@@ -6,7 +6,6 @@
 
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
-use futures_util::future;
 use lapin::{
     options::QueueDeclareOptions,
     types::{AMQPValue, FieldTable},
@@ -19,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::{
     format,
-    link::{Backoff, Chan, Published, text},
+    link::{Backoff, Chan, text},
     member::Member,
     outbox::AmqpEvents,
 };
@@ -124,19 +123,16 @@ impl Feeder {
         if !self.member.has(id) {
             return Ok(true);
         }
-        let mut sends = Vec::with_capacity(batch.records.len());
+        let mut messages = Vec::with_capacity(batch.records.len());
         for record in batch.records.iter() {
             let properties = copied(id.partition, record)?;
-            sends.push(chan.publish_with("", &self.queue, record.message.payload_or_empty(), properties));
+            messages.push((record.message.payload_or_empty(), properties));
         }
-        // They are polled, and with that handed over, in order.
-        for sent in future::join_all(sends).await {
-            if sent? != Published::Stored {
-                return Err(Error::new(
-                    ErrorKind::Interrupted,
-                    "the queue of a shared group takes nothing",
-                ));
-            }
+        if !chan.publish_all(&self.queue, messages).await? {
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                "the queue of a shared group takes nothing",
+            ));
         }
         let commit = Commit::new(id, batch.next_offset);
         for result in self.member.commit(vec![commit]).await {

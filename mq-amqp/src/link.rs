@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, Consumer, ExchangeKind,
     message::BasicReturnMessage,
@@ -371,6 +371,43 @@ impl Chan {
                 .await
         };
         Ok(published(&self.conn.within("a publish", confirmed).await?).0)
+    }
+
+    /// Sends messages to a queue, in order, and waits until the server has answered to all of them; false where it did not
+    /// store each. As for one, only one task sends.
+    pub(crate) async fn publish_all(
+        &self,
+        queue: &str,
+        messages: Vec<(&[u8], BasicProperties)>,
+    ) -> Result<bool> {
+        let queue = short(queue)?;
+        let mut sends: FuturesUnordered<_> = messages
+            .into_iter()
+            .map(|(body, properties)| {
+                let (exchange, queue) = (ShortString::default(), queue.clone());
+                async move {
+                    self.channel
+                        .basic_publish(exchange, queue, MANDATORY, body, properties)
+                        .await?
+                        .await
+                }
+            })
+            .collect();
+        let confirmed = async {
+            let mut stored = true;
+            // Hands all of them over. The last confirm is waited for alone: each by itself would wake this task twice.
+            while let Some(Some(sent)) = sends.next().now_or_never() {
+                stored &= published(&sent?).0 == Published::Stored;
+            }
+            if !sends.is_empty() {
+                self.channel.wait_for_confirms().await?;
+            }
+            while let Some(sent) = sends.next().await {
+                stored &= published(&sent?).0 == Published::Stored;
+            }
+            Ok(stored)
+        };
+        self.conn.within("feeding a queue", confirmed).await
     }
 
     /// Hands an ack over, to be written with what follows. A delivery's own ack returns when it is written, after two
