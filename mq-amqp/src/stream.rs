@@ -96,7 +96,10 @@ fn push(messages: &mut Vec<(Offset, Delivery)>, delivery: Delivery) -> Result<()
 /// Makes the error of a question that was cut short. The server does so where the queue is deleted, which it says when
 /// asked again, but also where the queue's process ends or moves to another node.
 fn cut_short() -> Error {
-    Error::new(ErrorKind::Interrupted, "a queue was taken away while it was asked")
+    Error::new(
+        ErrorKind::Interrupted,
+        "a queue was taken away while it was asked",
+    )
 }
 
 /// Makes the error of a queue that was deleted while it was read.

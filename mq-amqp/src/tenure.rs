@@ -226,9 +226,10 @@ impl Tenure {
         }
         member.outbox.assigned(assignment, Some(flow), member.prefetch);
         member.tell_changed();
-        // Stops where this is dropped.
-        let _fetches = member.outbox.fetch(fetching.run());
+        // It ends with this task, too.
+        let fetches = member.outbox.fetch(fetching.run());
         let ended = holding.serve(wanted, id).await;
+        drop(fetches);
         match ended {
             Ok(reply) => {
                 holding.chan.close().await;
