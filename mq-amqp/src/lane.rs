@@ -28,7 +28,7 @@ use crate::{
     delay, error,
     existing::Existing,
     format,
-    link::{Backoff, Chan, MANDATORY, Published, published, short},
+    link::{Backoff, Chan, MANDATORY, Published, hand_over, published, short},
     topic::Shared,
     watch::Open,
 };
@@ -306,9 +306,7 @@ impl Lane {
         first: Option<Sent>,
     ) -> bool {
         let mut ready = Vec::from_iter(first);
-        while let Some(Some(sent)) = confirms.next().now_or_never() {
-            ready.push(sent);
-        }
+        ready.extend(hand_over(confirms));
         !ready.is_empty() && self.settle(wire, ready).await
     }
 

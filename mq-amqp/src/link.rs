@@ -7,8 +7,9 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -395,8 +396,8 @@ impl Chan {
             .collect();
         let confirmed = async {
             let mut stored = true;
-            // Hands all of them over. The last confirm is waited for alone: each by itself would wake this task twice.
-            while let Some(Some(sent)) = sends.next().now_or_never() {
+            // The last confirm is waited for alone: each by itself would wake this task twice.
+            for sent in hand_over(&mut sends) {
                 stored &= published(&sent?).0 == Published::Stored;
             }
             if !sends.is_empty() {
@@ -435,6 +436,34 @@ impl Chan {
 
     pub(crate) fn map(&self, error: &lapin::Error) -> Error {
         self.conn.map(error)
+    }
+}
+
+/// Polls what was added to a set, and what has been woken, and returns what is ready. It wakes nobody later: who calls it
+/// waits for something else that tells.
+pub(crate) fn hand_over<F: Future>(sends: &mut FuturesUnordered<F>) -> Vec<F::Output> {
+    /// Notices that the set has stopped before the last that can be polled, as it does now and then.
+    #[derive(Default)]
+    struct Stopped(AtomicBool);
+
+    impl Wake for Stopped {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    let stopped = Arc::new(Stopped::default());
+    let waker = Waker::from(Arc::clone(&stopped));
+    let mut cx = Context::from_waker(&waker);
+    let mut ready = Vec::new();
+    loop {
+        stopped.0.store(false, Ordering::Relaxed);
+        while let Poll::Ready(Some(sent)) = sends.poll_next_unpin(&mut cx) {
+            ready.push(sent);
+        }
+        if sends.is_empty() || !stopped.0.load(Ordering::Relaxed) {
+            return ready;
+        }
     }
 }
 
