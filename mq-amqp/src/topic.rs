@@ -36,6 +36,9 @@ use crate::{
 pub(crate) const MAX_PARTITIONS: u32 = 1000;
 /// How long a description may take to appear that another client is writing just now.
 const APPEARS: Duration = Duration::from_secs(1);
+/// How often to look before a description that is there counts as empty, as one whose creator went away: a busy server
+/// may take longer than one look to begin to send.
+const LOOKS: usize = 5;
 /// RabbitMQ 3.10 remembers after a kill that it has streams only from three seconds after the first one on.
 const WRITTEN_DOWN: Duration = Duration::from_millis(3500);
 /// How many partitions are asked at once.
@@ -90,18 +93,25 @@ impl Shared {
     /// Reads what is known of a topic; none where there is no such topic.
     pub(crate) async fn meta(&self, topic: &TopicName) -> Result<Option<Meta>> {
         let queue = self.names.meta(topic);
-        let read = self
-            .consume
-            .with_channel(|chan| {
-                let queue = queue.clone();
-                async move { streams::read_all(&chan, &queue, APPEARS).await }
-            })
-            .await;
-        let records = match read {
-            Ok(records) => records,
-            Err(error) if error.kind() == ErrorKind::TopicNotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let mut records = Vec::new();
+        for _ in 0..LOOKS {
+            let read = self
+                .consume
+                .with_channel(|chan| {
+                    let queue = queue.clone();
+                    async move { streams::read_all(&chan, &queue, APPEARS).await }
+                })
+                .await;
+            match read {
+                Ok(read) if read.is_empty() => {}
+                Ok(read) => {
+                    records = read;
+                    break;
+                }
+                Err(error) if error.kind() == ErrorKind::TopicNotFound => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
         let meta = Meta::fold(records.iter().map(|(offset, record)| (*offset, &record.data[..])))?;
         match meta {
             // Two long names with one hash.
