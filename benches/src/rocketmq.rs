@@ -1,10 +1,11 @@
-//! RocketMQ's own client in Java: its way to do each piece of work, with the same payloads, windows, commits and checks
+//! RocketMQ's own clients in Java and Go: their ways to do each piece of work, with the same payloads, windows and checks
 //! as ours.
 
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
     rc::Rc,
     time::Duration,
 };
@@ -20,11 +21,11 @@ use crate::{
     ours::{Ours, Sending},
     payload::Payloads,
     rounds::Goal,
-    side::Work,
+    side::{Figure, Unit, Work},
     standard::Standard,
 };
 
-/// How long one round in Java may take.
+/// How long one round of another client may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 type Outcome<T> = Result<T, String>;
@@ -33,9 +34,9 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// How Java sends.
+/// How the others send.
 #[derive(Clone, Copy, Debug)]
-pub enum JavaSending {
+pub enum PeerSending {
     /// One by one, each awaited.
     Singles,
     /// Single messages with so many in flight.
@@ -44,29 +45,17 @@ pub enum JavaSending {
     Batches(u64),
 }
 
-/// The program in Java on a cluster.
-pub struct Java {
-    // Before the cluster, whose folder it writes to: fields are dropped in this order.
-    program: RefCell<JavaProgram>,
-    runtime: Rc<Runtime>,
-    /// Makes and fills topics.
-    mq: Mq,
-    _cluster: test_brokers::RocketMq,
-    next: Cell<u64>,
-    stored: RefCell<HashMap<(u64, usize), String>>,
-}
+/// The processor time of the client's process for one message.
+const CPU: &[Figure] = &[Figure {
+    name: "",
+    unit: Unit::Micros,
+}];
 
-impl std::fmt::Debug for Java {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Java").finish_non_exhaustive()
-    }
-}
-
-/// Connects both clients and lists the work.
+/// Connects all clients and lists the work. `go` is the program in Go, where it could be built.
 ///
 /// # Errors
 /// Says what could not be reached.
-pub fn works(cluster: test_brokers::RocketMq, options: &Options) -> Outcome<Vec<Work>> {
+pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Options) -> Outcome<Vec<Work>> {
     let runtime = Rc::new(crate::core::two_workers());
     let address = cluster.url().replace("rocketmq://", "");
     let connect = || {
@@ -75,72 +64,137 @@ pub fn works(cluster: test_brokers::RocketMq, options: &Options) -> Outcome<Vec<
         driver.map(Mq::from_driver).map_err(text)
     };
     let all = Standard::new(Ours::new(Rc::clone(&runtime), connect()?), options);
-    let java = Rc::new(Java::start(cluster, Rc::clone(&runtime), connect()?)?);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rocketmq/Bench.java");
+    let jvm = ["-XX:TieredStopAtLevel=4", "-Xmx1g"];
+    let java = cluster.java_program(&source, &jvm).map_err(text)?;
+    let go = match go {
+        None => None,
+        Some(go) => {
+            let mut command = Command::new(go);
+            command.env("NAMESRV_ADDR", &address);
+            Some(JavaProgram::start(command).map_err(text)?)
+        }
+    };
+    let topics = Rc::new(Topics {
+        runtime: Rc::clone(&runtime),
+        mq: connect()?,
+        _cluster: cluster,
+        next: Cell::new(0),
+        stored: RefCell::default(),
+    });
+    let java = Peer::start("Java", java, &topics)?;
+    let go = go
+        .map(|program| Peer::start("Go", program, &topics))
+        .transpose()?;
+    let peers: Vec<&Rc<Peer>> = std::iter::once(&java).chain(&go).collect();
     let (many, some, few) = (all.many, all.some, all.few);
-    let send = |count: u64, size: usize, how: JavaSending| {
-        let java = Rc::clone(&java);
-        move || java.produce(count, size, how)
+    let against = |work: Work, what: &str, goals: &dyn Fn(&Peer) -> Vec<Goal>, round: PeerRound| {
+        peers.iter().fold(work, |work, peer| {
+            let name = format!("{}{what}", peer.name);
+            let (goals, runs, round) = (goals(peer), Rc::clone(peer), Rc::clone(&round));
+            work.against(name, goals, move || round(&runs))
+        })
     };
-    let consume = |count: u64, size: usize| {
-        let java = Rc::clone(&java);
-        move || java.consume(count, size)
+    let at_least = |ratio: f64| move |_: &Peer| vec![Goal::AtLeast(ratio)];
+    let no_worse = |figures: usize| move |_: &Peer| vec![Goal::AtMost(1.1); figures];
+    let send = |count: u64, size: usize, how: PeerSending| -> PeerRound {
+        Rc::new(move |peer| peer.produce(count, size, how))
     };
-    let times = |count: u64, gap: Duration, figures: fn(Times) -> Sample| {
-        let java = Rc::clone(&java);
-        move || java.times(count, gap).map(figures)
+    let consumed = |peer: &Peer| vec![Goal::AtLeast(if peer.name == "Go" { 2.0 } else { 1.3 })];
+    let consume = |size: usize| -> PeerRound { Rc::new(move |peer| peer.consume(many, size)) };
+    let times = |count: u64, gap: Duration, figures: fn(Times) -> Sample| -> PeerRound {
+        Rc::new(move |peer| peer.times(count, gap).map(figures))
     };
-    let at_least = |ratio: f64| [Goal::AtLeast(ratio)];
-    let no_worse = Goal::AtMost(1.1);
-    Ok(vec![
+    let mut works = vec![
         all.memory(),
-        all.produce(Sending::Tasks(1), 100).against(
-            "Java, singles",
-            at_least(1.3),
-            send(some, 100, JavaSending::Singles),
+        against(
+            all.produce(Sending::Tasks(1), 100),
+            ", singles",
+            &at_least(1.3),
+            send(some, 100, PeerSending::Singles),
         ),
-        all.produce(Sending::InFlight(1000), 100)
-            .against(
-                "Java, 1000 singles in flight",
-                at_least(5.0),
-                send(many, 100, JavaSending::InFlight(1000)),
-            )
-            .against(
-                "Java, batches of 32",
-                at_least(1.5),
-                send(many, 100, JavaSending::Batches(32)),
-            ),
-        all.produce(Sending::InFlight(1000), 1024)
-            .against(
-                "Java, 1000 singles in flight",
-                at_least(5.0),
-                send(many, 1024, JavaSending::InFlight(1000)),
-            )
-            .against(
-                "Java, batches of 32",
-                at_least(1.5),
-                send(many, 1024, JavaSending::Batches(32)),
-            ),
-        all.consume(many, 100, Mode::Partitioned)
-            .against("Java", at_least(1.3), consume(many, 100)),
-        all.consume(many, 1024, Mode::Partitioned)
-            .against("Java", at_least(1.3), consume(many, 1024)),
-        all.group_of_four(),
-        all.latency().against(
-            "Java",
-            [no_worse; 2],
-            times(few, Standard::EACH_MILLISECOND, |times| {
-                Sample::of([times.delivered.0, times.delivered.1, times.delivered.2])
-            }),
-        ),
-        all.promise().against(
-            "Java",
-            [no_worse; 4],
-            times(few / 2, Standard::EACH_TWO_MILLISECONDS, |times| {
-                let ((p50, p99), delivered) = (times.published, times.delivered);
-                Sample::of([p50, p99, delivered.0, delivered.1])
-            }),
-        ),
-    ])
+    ];
+    for size in [100, 1024] {
+        let work = against(
+            all.produce(Sending::InFlight(1000), size),
+            ", 1000 singles in flight",
+            &at_least(5.0),
+            send(many, size, PeerSending::InFlight(1000)),
+        );
+        let batches = send(many, size, PeerSending::Batches(32));
+        works.push(against(work, ", batches of 32", &at_least(1.5), batches));
+    }
+    let ours = Rc::clone(all.ours());
+    let work = Work::new("client CPU, produce, 1000 in flight, 100 B", CPU, move || {
+        cpu_of(ours.produce(many, 100, 1, Sending::InFlight(1000))?)
+    });
+    let tenth = |peer: &Peer| {
+        vec![if peer.name == "Go" {
+            Goal::AtMost(0.1)
+        } else {
+            Goal::Shown
+        }]
+    };
+    let singles: PeerRound =
+        Rc::new(move |peer| cpu_of(peer.produce(many, 100, PeerSending::InFlight(1000))?));
+    works.push(against(work, ", 1000 singles in flight", &tenth, singles));
+    for size in [100, 1024] {
+        let work = all.consume(many, size, Mode::Partitioned);
+        works.push(against(work, "", &consumed, consume(size)));
+    }
+    works.push(all.group_of_four());
+    works.push(against(
+        all.latency(),
+        "",
+        &no_worse(2),
+        times(few, Standard::EACH_MILLISECOND, |times| {
+            Sample::of([times.delivered.0, times.delivered.1, times.delivered.2])
+        }),
+    ));
+    works.push(against(
+        all.promise(),
+        "",
+        &no_worse(4),
+        times(few / 2, Standard::EACH_TWO_MILLISECONDS, |times| {
+            let ((p50, p99), delivered) = (times.published, times.delivered);
+            Sample::of([p50, p99, delivered.0, delivered.1])
+        }),
+    ));
+    Ok(works)
+}
+
+/// Builds the program in Go, with the module proxy that Go is set up for; none where Go is not installed.
+///
+/// # Errors
+/// Says why it could not be built.
+pub fn build_go() -> Outcome<Option<PathBuf>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rocketmq/go");
+    let program = std::env::current_exe()
+        .map_err(text)?
+        .with_file_name("rocketmq-go-bench");
+    let mut command = Command::new("go");
+    command
+        .arg("build")
+        .arg("-o")
+        .arg(&program)
+        .arg(".")
+        .current_dir(folder);
+    match command.output() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("go: {error}")),
+        Ok(output) if output.status.success() => Ok(Some(program)),
+        Ok(output) => Err(format!("go build: {}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+type PeerRound = Rc<dyn Fn(&Peer) -> Outcome<Sample>>;
+
+/// Takes the processor time for the result.
+fn cpu_of(sample: Sample) -> Outcome<Sample> {
+    let cpu = sample
+        .cpu
+        .ok_or_else(|| "no processor time was taken".to_owned())?;
+    Ok(Sample::of([cpu]))
 }
 
 /// Times of a round, in microseconds.
@@ -151,25 +205,19 @@ struct Times {
     delivered: (f64, f64, f64),
 }
 
-impl Java {
-    fn start(cluster: test_brokers::RocketMq, runtime: Rc<Runtime>, mq: Mq) -> Outcome<Self> {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rocketmq/Bench.java");
-        let options = ["-XX:TieredStopAtLevel=4", "-Xmx1g"];
-        let mut program = cluster.java_program(&source, &options).map_err(text)?;
-        program.hear("ready", PATIENCE)?;
-        Ok(Self {
-            program: RefCell::new(program),
-            runtime,
-            mq,
-            _cluster: cluster,
-            next: Cell::new(0),
-            stored: RefCell::default(),
-        })
-    }
+/// Makes and fills topics for the others.
+struct Topics {
+    runtime: Rc<Runtime>,
+    mq: Mq,
+    _cluster: test_brokers::RocketMq,
+    next: Cell<u64>,
+    stored: RefCell<HashMap<(u64, usize), String>>,
+}
 
-    fn topic(&self) -> Outcome<String> {
+impl Topics {
+    fn make(&self) -> Outcome<String> {
         self.next.set(self.next.get() + 1);
-        let name = format!("java-{}", self.next.get());
+        let name = format!("peer-{}", self.next.get());
         let made = self.runtime.block_on(self.mq.create_topic(&name, 1));
         made.map(|()| name).map_err(text)
     }
@@ -178,33 +226,12 @@ impl Java {
         self.runtime.block_on(self.mq.delete_topic(topic)).map_err(text)
     }
 
-    /// Gives the program a command about a topic and returns the numbers of its answer.
-    fn ask(&self, words: &[&str]) -> Outcome<Vec<f64>> {
-        let mut program = self.program.borrow_mut();
-        program.say(words).map_err(text)?;
-        let answer = program.hear("done", PATIENCE)?;
-        answer.iter().map(|number| number.parse().map_err(text)).collect()
-    }
-
-    fn produce(&self, messages: u64, size: usize, how: JavaSending) -> Outcome<Sample> {
-        let topic = self.topic()?;
-        let (command, last) = match how {
-            JavaSending::Singles => ("single", 0),
-            JavaSending::InFlight(window) => ("window", window),
-            JavaSending::Batches(size) => ("batch", size),
-        };
-        let (count, size, last) = (messages.to_string(), size.to_string(), last.to_string());
-        let answer = self.ask(&[command, &topic, &count, &size, &last])?;
-        self.remove(&topic)?;
-        spent(&answer, messages)
-    }
-
     /// Returns a topic that holds so many messages; it is filled once in a run.
     fn stored(&self, messages: u64, size: usize) -> Outcome<String> {
         if let Some(topic) = self.stored.borrow().get(&(messages, size)) {
             return Ok(topic.clone());
         }
-        let topic = self.topic()?;
+        let topic = self.make()?;
         let payloads = Payloads::new(size);
         let filled = self.runtime.block_on(async {
             let producer = self.mq.producer(&topic).await?;
@@ -223,9 +250,49 @@ impl Java {
         self.stored.borrow_mut().insert((messages, size), topic.clone());
         Ok(topic)
     }
+}
+
+/// A client in another language, in a process of its own.
+struct Peer {
+    name: &'static str,
+    // Before the topics, which hold the cluster whose folder it writes to: fields are dropped in this order.
+    program: RefCell<JavaProgram>,
+    topics: Rc<Topics>,
+}
+
+impl Peer {
+    fn start(name: &'static str, mut program: JavaProgram, topics: &Rc<Topics>) -> Outcome<Rc<Self>> {
+        program.hear("ready", PATIENCE)?;
+        Ok(Rc::new(Self {
+            name,
+            program: RefCell::new(program),
+            topics: Rc::clone(topics),
+        }))
+    }
+
+    /// Gives the program a command about a topic and returns the numbers of its answer.
+    fn ask(&self, words: &[&str]) -> Outcome<Vec<f64>> {
+        let mut program = self.program.borrow_mut();
+        program.say(words).map_err(text)?;
+        let answer = program.hear("done", PATIENCE)?;
+        answer.iter().map(|number| number.parse().map_err(text)).collect()
+    }
+
+    fn produce(&self, messages: u64, size: usize, how: PeerSending) -> Outcome<Sample> {
+        let topic = self.topics.make()?;
+        let (command, last) = match how {
+            PeerSending::Singles => ("single", 0),
+            PeerSending::InFlight(window) => ("window", window),
+            PeerSending::Batches(size) => ("batch", size),
+        };
+        let (count, size, last) = (messages.to_string(), size.to_string(), last.to_string());
+        let answer = self.ask(&[command, &topic, &count, &size, &last])?;
+        self.topics.remove(&topic)?;
+        spent(&answer, messages)
+    }
 
     fn consume(&self, messages: u64, size: usize) -> Outcome<Sample> {
-        let topic = self.stored(messages, size)?;
+        let topic = self.topics.stored(messages, size)?;
         let answer = self.ask(&["consume", &topic, &messages.to_string(), "0"])?;
         let expected: u64 = (0..messages).map(|number| number % 1024).sum();
         match answer.last() {
@@ -235,10 +302,10 @@ impl Java {
     }
 
     fn times(&self, messages: u64, gap: Duration) -> Outcome<Times> {
-        let topic = self.topic()?;
+        let topic = self.topics.make()?;
         let (count, gap) = (messages.to_string(), gap.as_micros().to_string());
         let answer = self.ask(&["times", &topic, &count, &gap])?;
-        self.remove(&topic)?;
+        self.topics.remove(&topic)?;
         match answer.as_slice() {
             [publish50, publish99, p50, p99, p999] => Ok(Times {
                 published: (*publish50, *publish99),

@@ -1,4 +1,4 @@
-//! A program in Java at the end of two pipes.
+//! A program in another language at the end of two pipes.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
@@ -23,12 +23,16 @@ pub struct JavaProgram {
 }
 
 impl JavaProgram {
-    pub(super) fn start(mut command: Command) -> Result<Self> {
+    /// Starts a program in any language that keeps to this.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] when it cannot be started.
+    pub fn start(mut command: Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .context("cannot start java".to_owned())?;
+            .context("cannot start a client's program".to_owned())?;
         let (Some(commands), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             unreachable!("both were asked to be pipes");
         };
@@ -53,7 +57,7 @@ impl JavaProgram {
     /// # Errors
     /// [`crate::Error::Io`] when the program has ended.
     pub fn say(&mut self, words: &[&str]) -> Result<()> {
-        writeln!(self.commands, "{}", words.join("\t")).context("the program in java has ended".to_owned())
+        writeln!(self.commands, "{}", words.join("\t")).context("the client's program has ended".to_owned())
     }
 
     /// Waits for the next line that begins with a word, and returns the words after it. An error, with what else was
@@ -71,7 +75,7 @@ impl JavaProgram {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else {
                 return Err(format!(
-                    "the program in java did not say {word:?}, but {:?}",
+                    "the client's program did not say {word:?}, but {:?}",
                     self.unheard
                 ));
             };
