@@ -11,7 +11,7 @@ use crate::summary::{Summary, run_tests};
 /// Set for tests that have slow rows of their own.
 const FULL_VARIABLE: &str = "MQ_TEST_FULL";
 
-/// The feature of a driver in work whose suite has not passed as a whole yet: it runs where it is asked for.
+/// The feature of a driver whose suite is not part of the default run yet: it runs where it is asked for.
 const SUITE_IN_WORK: &str = "/suite";
 
 /// All servers of the Redis driver.
