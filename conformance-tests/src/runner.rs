@@ -73,7 +73,7 @@ pub fn run(harness: impl Harness) -> ExitCode {
         trials.push(Trial::test(case.full_name(), move || {
             let report = runtime.block_on(suite.run(case));
             let outcome = match report.verdict {
-                Verdict::Failed => Err(Failed::from(explain(&report))),
+                Verdict::Failed => Err(Failed::from(explain(suite.harness.name(), &report))),
                 _ => Ok(()),
             };
             lock(&done).push((place, report));
@@ -338,8 +338,8 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Says all that is known of a failure.
-fn explain(report: &CaseReport) -> String {
-    let mut text = format!("{}\n", report.detail);
+fn explain(harness: &str, report: &CaseReport) -> String {
+    let mut text = format!("on {harness}: {}\n", report.detail);
     for line in &report.log {
         text.push_str("    ");
         text.push_str(line);

@@ -90,6 +90,10 @@ pub(crate) fn test(selection: &Selection) -> Result<bool> {
     for row in not_run {
         println!("NOT RUN: {row}");
     }
+    if !summary.failures.is_empty() {
+        println!("\nwhat failed, once more:\n");
+        summary.failures.iter().for_each(|failure| println!("{failure}"));
+    }
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(summary.failed == 0)
 }

@@ -1,5 +1,7 @@
-//! Counts what test runners report.
+//! Counts what test runners report, and keeps what they say of failures, to be shown once more at the end.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::AddAssign;
 use std::process::{Command, Stdio};
@@ -8,16 +10,85 @@ use crate::Result;
 use crate::cargo::line_of;
 
 /// Tests that passed and failed, over any number of runners.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Summary {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// What the runners said of each failed test.
+    pub(crate) failures: Vec<Failure>,
 }
 
 impl AddAssign for Summary {
     fn add_assign(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.failures.extend(other.failures);
+    }
+}
+
+/// What a runner said of a failed test: its first and its last lines.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Failure {
+    head: Vec<String>,
+    tail: VecDeque<String>,
+    /// How many lines between them are left out.
+    between: usize,
+}
+
+impl Failure {
+    const HEAD: usize = 16;
+    const TAIL: usize = 8;
+    /// Characters of a line that are shown.
+    const WIDTH: usize = 600;
+
+    fn add(&mut self, line: &str) {
+        let line: String = line.chars().take(Self::WIDTH).collect();
+        if self.head.len() < Self::HEAD {
+            self.head.push(line);
+            return;
+        }
+        self.tail.push_back(line);
+        if self.tail.len() > Self::TAIL {
+            self.tail.pop_front();
+            self.between += 1;
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.head {
+            writeln!(f, "{line}")?;
+        }
+        if self.between > 0 {
+            writeln!(f, "    ... {} lines, to be read above ...", self.between)?;
+        }
+        self.tail.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+/// Finds the failures in what a runner writes: `---- name ----` or `---- name stdout ----` begins one, and the list of
+/// the names or the result ends the last.
+#[derive(Debug, Default)]
+struct Failures {
+    open: Option<Failure>,
+    done: Vec<Failure>,
+}
+
+impl Failures {
+    fn read(&mut self, line: &str) {
+        let begins = line.starts_with("---- ") && line.ends_with(" ----");
+        if begins || line == "failures:" || line.starts_with("test result: ") {
+            self.done.extend(self.open.take());
+        }
+        if begins {
+            self.open = Some(Failure::default());
+        }
+        if let Some(open) = &mut self.open
+            && !line.is_empty()
+        {
+            open.add(line);
+        }
     }
 }
 
@@ -35,6 +106,7 @@ impl Summary {
         Some(Self {
             passed: count("passed")?,
             failed: count("failed")?,
+            failures: Vec::new(),
         })
     }
 }
@@ -59,12 +131,14 @@ fn run_tests_on(command: &mut Command, screen: &mut impl Write) -> Result<Summar
             )
         })?;
     let mut summary = Summary::default();
+    let mut failures = Failures::default();
     if let Some(output) = child.stdout.take() {
         let mut output = BufReader::new(output);
         let mut line = Vec::new();
         while output.read_until(b'\n', &mut line)? > 0 {
             screen.write_all(&line)?;
             let text = String::from_utf8_lossy(&line);
+            failures.read(text.trim_end());
             if let Some(result) = Summary::of_line(text.trim_end()) {
                 summary += result;
             }
@@ -72,9 +146,15 @@ fn run_tests_on(command: &mut Command, screen: &mut impl Write) -> Result<Summar
         }
     }
     let status = child.wait()?;
+    failures.done.extend(failures.open.take());
+    summary.failures = failures.done;
     if !status.success() && summary.failed == 0 {
-        eprintln!("{} ended with {status} and no failed test", line_of(command));
+        let what = format!("{} ended with {status} and no failed test", line_of(command));
+        eprintln!("{what}");
         summary.failed = 1;
+        let mut failure = Failure::default();
+        failure.add(&what);
+        summary.failures.push(failure);
     }
     Ok(summary)
 }
@@ -91,11 +171,18 @@ mod tests {
             Summary::of_line(libtest),
             Some(Summary {
                 passed: 23,
-                failed: 0
+                failed: 0,
+                ..Summary::default()
             })
         );
         let mimic = "test result: FAILED. 7 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s";
-        assert_eq!(Summary::of_line(mimic), Some(Summary { passed: 7, failed: 2 }));
+        let (passed, failed) = (7, 2);
+        let counts = Summary {
+            passed,
+            failed,
+            ..Summary::default()
+        };
+        assert_eq!(Summary::of_line(mimic), Some(counts));
         assert_eq!(Summary::of_line("test result_lines ... ok"), None);
         assert_eq!(Summary::of_line("running 3 tests"), None);
     }
@@ -108,10 +195,28 @@ mod tests {
             "echo 'test result: ok. 2 passed; 0 failed; 0 ignored'; exit 3",
         ]);
         let mut screen = Vec::new();
-        assert_eq!(
-            run_tests_on(&mut broken, &mut screen).unwrap(),
-            Summary { passed: 2, failed: 1 }
-        );
+        let summary = run_tests_on(&mut broken, &mut screen).unwrap();
+        assert_eq!((summary.passed, summary.failed), (2, 1));
+        assert!(summary.failures[0].to_string().contains("no failed test"));
         assert!(screen.starts_with(b"test result: ok. 2 passed"));
+    }
+
+    #[test]
+    fn what_is_said_of_failures_is_kept_in_bounds() {
+        let mut failures = Failures::default();
+        let mut read = |line: &str| failures.read(line);
+        ["running 2 tests", "failures:", "", "---- a_long_one ----"]
+            .iter()
+            .for_each(|line| read(line));
+        (0..100).for_each(|line| read(&format!("line {line}")));
+        ["---- a_short_one stdout ----", "why", "failures:", "    a_long_one"]
+            .iter()
+            .for_each(|line| read(line));
+        read("test result: FAILED. 0 passed; 2 failed; 0 ignored");
+        let told: Vec<String> = failures.done.iter().map(Failure::to_string).collect();
+        assert_eq!(told.len(), 2);
+        assert!(told[0].starts_with("---- a_long_one ----\nline 0\n"), "{}", told[0]);
+        assert!(told[0].ends_with("line 99\n") && told[0].contains("... 77 lines"), "{}", told[0]);
+        assert_eq!(told[1], "---- a_short_one stdout ----\nwhy\n");
     }
 }
