@@ -469,15 +469,18 @@ impl<'a> View<'a> {
         }
     }
 
-    /// While a message answered `Ok` was outstanding for a group, something was handed to that group in time.
+    /// While a message answered `Ok` was outstanding for a group and there was a server, something was handed to that
+    /// group in time: how long a server takes to start is not the members' time.
     fn stuck(&self, progress: Duration, breaches: &mut Vec<Breach>) {
         let groups: BTreeSet<&str> = self.hands.iter().map(|hand| hand.group).collect();
         for group in groups {
             let mut outstanding: BTreeSet<&str> = BTreeSet::new();
             let mut came: BTreeSet<&str> = BTreeSet::new();
             let mut since: Option<Duration> = None;
+            let mut away = false;
             for (at, record) in self.records.iter().enumerate() {
                 if let Some(since) = since
+                    && !away
                     && record.at.saturating_sub(since) > progress
                     && !outstanding.is_empty()
                 {
@@ -508,7 +511,10 @@ impl<'a> View<'a> {
                         came.insert(payload);
                         since = Some(record.at);
                     }
-                    What::Disturbed { .. } => since = Some(record.at),
+                    What::Disturbed { away: now, .. } => {
+                        away = *now;
+                        since = Some(record.at);
+                    }
                     _ => {}
                 }
             }
@@ -578,7 +584,7 @@ fn show(record: &Record) -> String {
             position,
         } => format!("{group}: partition {partition} is committed at {position}"),
         What::Gone { group, member } => format!("{member} of {group} is gone"),
-        What::Disturbed { what } => format!("server: {what}"),
+        What::Disturbed { what, .. } => format!("server: {what}"),
     };
     format!("{at:>10.6} s  {what}")
 }

@@ -90,8 +90,12 @@ pub(crate) enum What {
     },
     /// The member is gone in whatever way; what it had is free.
     Gone { group: String, member: String },
-    /// The server went away or came back; waiting across this is not being stuck.
-    Disturbed { what: String },
+    /// The server went away, came back, or broke connections; waiting across this is not being stuck.
+    Disturbed {
+        what: String,
+        /// Whether there is no server from here to the next of these.
+        away: bool,
+    },
 }
 
 /// What a send ended with.

@@ -192,15 +192,15 @@ impl Tweak for ForgetsTopics {
 
 /// Reads all that the peer has to say, and keeps it.
 async fn keep_all(url: String, error: Error) -> Error {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    /// How long the peer may say nothing. A limit for the whole would keep too little on a machine that is busy.
+    const PATIENCE: Duration = Duration::from_secs(5);
     let Ok(url) = ConnectUrl::parse(&url) else {
         return error;
     };
     let mut kept = Vec::new();
     for host in url.hosts() {
         if let Ok(mut peer) = TcpStream::connect((host.name.as_str(), host.port.unwrap_or_default())).await {
-            // A silent peer ends it as late as a patient client would.
-            let _ = tokio::time::timeout(PATIENCE, peer.read_to_end(&mut kept)).await;
+            while let Ok(Ok(1..)) = tokio::time::timeout(PATIENCE, peer.read_buf(&mut kept)).await {}
         }
     }
     drop(kept);

@@ -209,14 +209,27 @@ mod tests {
             .iter()
             .for_each(|line| read(line));
         (0..100).for_each(|line| read(&format!("line {line}")));
-        ["---- a_short_one stdout ----", "why", "failures:", "    a_long_one"]
-            .iter()
-            .for_each(|line| read(line));
+        [
+            "---- a_short_one stdout ----",
+            "why",
+            "failures:",
+            "    a_long_one",
+        ]
+        .iter()
+        .for_each(|line| read(line));
         read("test result: FAILED. 0 passed; 2 failed; 0 ignored");
         let told: Vec<String> = failures.done.iter().map(Failure::to_string).collect();
         assert_eq!(told.len(), 2);
-        assert!(told[0].starts_with("---- a_long_one ----\nline 0\n"), "{}", told[0]);
-        assert!(told[0].ends_with("line 99\n") && told[0].contains("... 77 lines"), "{}", told[0]);
+        assert!(
+            told[0].starts_with("---- a_long_one ----\nline 0\n"),
+            "{}",
+            told[0]
+        );
+        assert!(
+            told[0].ends_with("line 99\n") && told[0].contains("... 77 lines"),
+            "{}",
+            told[0]
+        );
         assert_eq!(told[1], "---- a_short_one stdout ----\nwhy\n");
     }
 }

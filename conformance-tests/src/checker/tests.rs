@@ -252,3 +252,28 @@ fn a_group_that_is_stuck_is_seen() {
         .got("a", 1, 0)
         .breaks("stuck: group g was handed nothing");
 }
+
+#[test]
+fn only_a_group_that_has_a_server_can_be_stuck() {
+    let disturbed = |what: &str, away| What::Disturbed {
+        what: what.to_owned(),
+        away,
+    };
+    let absent = || {
+        Story::default()
+            .sent(0)
+            .then(disturbed("killed", true))
+            .later(Duration::from_secs(60))
+    };
+    let mut expect = Expect::complete_for(["g"]);
+    expect.progress = Some(Duration::from_secs(5));
+    check(&absent().got("a", 1, 0).records, &expect).expect("there was no server");
+
+    let mut back = absent();
+    let at = back.records.last().map_or(Duration::ZERO, |record| record.at);
+    let what = disturbed("started", false);
+    back.records.push(Record { at, what });
+    back.later(Duration::from_secs(6))
+        .got("a", 1, 0)
+        .breaks("stuck: group g was handed nothing");
+}

@@ -127,11 +127,26 @@ impl Load {
         Ok(begun.elapsed())
     }
 
-    /// Writes down that the server is not as it was.
+    /// Writes down that the server is not there until [`is_back`](Self::is_back).
+    pub(super) fn is_away(&self, why: &str) {
+        self.note_disturbance(why, true);
+    }
+
+    /// Writes down that the server is there again.
+    pub(super) fn is_back(&self, how: &str) {
+        self.note_disturbance(how, false);
+    }
+
+    /// Writes down that the server, which is there, is not as it was.
     pub(super) fn disturbed(&self, what: &str) {
+        self.note_disturbance(what, false);
+    }
+
+    fn note_disturbance(&self, what: &str, away: bool) {
         note!(self.cx, "server: {what}");
         self.cx.history().record(What::Disturbed {
             what: what.to_owned(),
+            away,
         });
     }
 

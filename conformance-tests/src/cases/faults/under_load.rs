@@ -14,12 +14,12 @@ pub(super) async fn killed_server_loses_nothing(cx: Context) -> CaseResult {
     let load = Load::begin(&cx).await?;
     load.flows("before the kill", cx.times().progress).await?;
     for round in 0..2 {
-        load.disturbed("killed");
+        load.is_away("killed");
         cx.fault("kill", cx.server().kill()).await?;
         // How long the server is away, long enough for clients to notice.
         sleep(Duration::from_secs(1)).await;
         cx.fault("start", cx.server().start()).await?;
-        load.disturbed("started");
+        load.is_back("started");
         load.recovers(&format!("after kill {round} and a start")).await?;
     }
     load.finish().await
@@ -46,11 +46,11 @@ pub(super) async fn cut_connections_lose_nothing(cx: Context) -> CaseResult {
 pub(super) async fn frozen_server_loses_nothing(cx: Context) -> CaseResult {
     let load = Load::begin(&cx).await?;
     load.flows("before the freeze", cx.times().progress).await?;
-    load.disturbed("frozen");
+    load.is_away("frozen");
     cx.fault("freeze", cx.server().freeze()).await?;
     sleep(Duration::from_secs(5)).await;
     cx.fault("thaw", cx.server().thaw()).await?;
-    load.disturbed("thawed");
+    load.is_back("thawed");
     load.recovers("after a freeze of five seconds").await?;
     load.finish().await
 }
