@@ -47,7 +47,6 @@ fn kind_of(code: Code) -> ErrorKind {
         | Code::AllBrokersDown
         | Code::Resolve
         | Code::BrokerDestroy
-        | Code::DestroyBroker
         | Code::NetworkException
         | Code::BrokerNotAvailable
         | Code::UnknownBroker => Kind::Connection,
@@ -97,6 +96,8 @@ fn kind_of(code: Code) -> ErrorKind {
         | Code::WaitCache
         | Code::Retry
         | Code::RebootstrapRequired
+        // The library has let go of its connection to one broker, which is no longer of the cluster; it goes on with others.
+        | Code::DestroyBroker
         | Code::PollExceeded => Kind::Interrupted,
         Code::UnsupportedFeature
         | Code::UnsupportedVersion
@@ -235,6 +236,7 @@ mod tests {
             (Code::CoordinatorLoadInProgress, Kind::Interrupted, true),
             (Code::RebalanceInProgress, Kind::Interrupted, true),
             (Code::IllegalGeneration, Kind::Interrupted, true),
+            (Code::DestroyBroker, Kind::Interrupted, true),
             (Code::UnsupportedVersion, Kind::Unsupported, false),
             (Code::InvalidMessage, Kind::Protocol, false),
             (Code::Fail, Kind::Other, false),
