@@ -39,6 +39,9 @@ const NO_GROUP: &str = "mq-client";
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a cluster may lack a broker for what is asked of it before that counts as an answer: a busy broker counts as
+/// gone for a moment.
+pub(crate) const NO_LEADER: Duration = Duration::from_secs(5);
 /// How long one try of a connect waits before it looks at what the error callback has said.
 const CONNECT_LOOK: Duration = Duration::from_millis(50);
 
@@ -336,16 +339,23 @@ impl Client {
     async fn offsets(&self, topic: &str, partitions: &[u32], time: i64) -> Result<Vec<Option<Offset>>> {
         let (topic, partitions) = (topic.to_owned(), partitions.to_vec());
         let what = format!("offsets of topic {topic:?}");
+        let begun = Instant::now();
         self.ask(what, move |client, limit| {
             let list = partition_list(&topic, &partitions, |_| rdkafka::Offset::from_raw_time(time))?;
-            ffi::offsets_for_times(client, &list, limit)?;
+            // Only partitions that were seen are asked about: one that is unknown has no leader at the moment, as where its
+            // broker was too busy to count as there.
+            let unseen = |code| match code {
+                Code::UnknownPartition if begun.elapsed() < NO_LEADER => Code::LeaderNotAvailable,
+                code => code,
+            };
+            ffi::offsets_for_times(client, &list, limit).map_err(unseen)?;
             let mut found = Vec::with_capacity(partitions.len());
             for partition in &partitions {
                 let element = list
                     .find_partition(&topic, number(*partition))
                     .ok_or(Code::UnknownPartition)?;
                 if let Err(error) = element.error() {
-                    return Err(error.rdkafka_error_code().unwrap_or(Code::Fail));
+                    return Err(unseen(error.rdkafka_error_code().unwrap_or(Code::Fail)));
                 }
                 found.push(match element.offset() {
                     rdkafka::Offset::Offset(offset) => u64::try_from(offset).ok(),

@@ -15,7 +15,10 @@ use rdkafka::{
     types::RDKafkaErrorCode as Code,
 };
 
-use crate::{client::Client, error, watch};
+use crate::{
+    client::{Client, NO_LEADER},
+    error, watch,
+};
 
 /// The most partitions that a topic is made with; a cluster has limits of its own.
 pub(crate) const MAX_PARTITIONS: u32 = 4096;
@@ -45,11 +48,19 @@ pub(crate) async fn create(client: &Client, spec: &TopicSpec) -> Result<()> {
         |topic, (key, value)| topic.set(key, value),
     );
     let admin = client.admin()?;
-    let outcome = admin.create_topics([&topic], &options(client)).await;
-    match first(outcome) {
-        Ok(()) => {}
-        Err(Failure::Topic(Code::TopicAlreadyExists)) => {}
-        Err(failure) => return Err(failure.error(client, name)),
+    let begun = Instant::now();
+    loop {
+        let outcome = admin.create_topics([&topic], &options(client)).await;
+        match first(outcome) {
+            Ok(()) | Err(Failure::Topic(Code::TopicAlreadyExists)) => break,
+            // Nobody has asked for a number of copies: there are too few brokers for the cluster's own at the moment.
+            Err(Failure::Topic(Code::InvalidReplicationFactor))
+                if spec.replication.is_none() && begun.elapsed() < NO_LEADER =>
+            {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            Err(failure) => return Err(failure.error(client, name)),
+        }
     }
     // It is made before every broker knows of it; whoever was first decides on the count.
     let by = Instant::now() + client.config.request_timeout;
