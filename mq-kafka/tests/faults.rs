@@ -228,7 +228,13 @@ async fn a_broker_that_stands_still_for_eight_seconds_loses_nothing(kafka: &Kafk
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn faults_of_a_broker_are_borne() {
-    let kafka = KafkaOptions::new().with_proxy().start().unwrap();
+    let kafka = KafkaOptions::new()
+        .with_proxy()
+        // It does not count itself as gone where the machine is busy, which would end sessions; for so long after a kill it
+        // is not let in again.
+        .with_config("broker.session.timeout.ms=6000")
+        .start()
+        .unwrap();
     macro_rules! all {
         ($($case:ident),* $(,)?) => {
             $(

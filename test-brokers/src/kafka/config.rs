@@ -70,9 +70,10 @@ group.min.session.timeout.ms=1000
 group.consumer.min.session.timeout.ms=1000
 group.consumer.min.heartbeat.interval.ms=200
 group.coordinator.threads=1
-# A broker that was killed is let in again when its old session is over.
+# A broker that was killed is let in again when its old session is over. One that is busy for so long counts as gone, and
+# what it leads has no leader then.
 broker.heartbeat.interval.ms=250
-broker.session.timeout.ms=1000
+broker.session.timeout.ms=3000
 controlled.shutdown.enable=true
 ",
         id = node.id,
