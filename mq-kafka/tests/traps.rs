@@ -1,4 +1,4 @@
-//! What has gone wrong with Kafka before, each as a test on a real broker. One broker serves the whole file.
+//! What has gone wrong with Kafka before, each as a test on a real broker. One broker serves most of the file.
 //!
 //! | trap | its test |
 //! |---|---|
@@ -12,6 +12,7 @@
 //! | topic names that collide | `names_that_collide_in_kafka_never_meet` |
 //! | a wake-up is lost, which a periodic look hides | `no_wake_up_is_lost` |
 //! | storms of rebalances | `a_storm_of_rebalances_loses_nothing`, `a_member_without_partitions_that_closes_holds_nobody_up` |
+//! | a partition refused at its takeover is begun at its end, where the library jumps late | `a_partition_refused_at_takeover_is_read_from_where_the_group_stands` |
 //! | kill -9 of the broker, and a freeze of 8 s | `faults.rs`: `a_broker_that_is_killed_loses_nothing`, `a_broker_that_stands_still_for_eight_seconds_loses_nothing` |
 //! | one of three brokers is killed | `cluster.rs` |
 //! | messages of aborted transactions | `messages_of_aborted_transactions_are_not_seen` |
@@ -28,7 +29,7 @@ use std::{
 };
 
 use mq_api::{
-    Clock, ErrorKind, TopicName, TopicSpec,
+    Clock, ErrorKind, Message, TopicName, TopicSpec,
     driver::{Commit, CommitOutcome, CommittedRequest, Event, Mq},
 };
 use mq_kafka::KafkaMq;
@@ -36,8 +37,8 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
-use support::*;
-use test_brokers::{Kafka, KafkaOptions};
+use support::{meddler::Meddler, *};
+use test_brokers::{Broker as _, Kafka, KafkaOptions};
 
 /// Starts a broker that does not count itself as gone where the machine is busy: that would end sessions.
 fn patient_broker() -> Kafka {
@@ -437,5 +438,63 @@ async fn a_storm_of_rebalances_loses_nothing() {
     for member in members {
         member.leave().await.unwrap();
     }
+    mq.close().await.unwrap();
+}
+
+/// The mark of a takeover meets a new generation of the group, so that the library is told to hold a partition which nobody
+/// reads yet. What it asks the broker about it meanwhile is answered late, and must not move it once it is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_refused_at_takeover_is_read_from_where_the_group_stands() {
+    const MESSAGES: u64 = 100;
+    let options = KafkaOptions::new().with_proxy();
+    let kafka = options
+        .with_config("broker.session.timeout.ms=30000")
+        .start()
+        .unwrap();
+    let proxy = kafka.proxy().unwrap();
+    let meddler = Meddler::start(proxy.target());
+    proxy.set_target(meddler.address());
+    let mq = connect(&kafka).await;
+    let topic = create(&mq, "refused", 1).await;
+    let sender = producer(&mq, &topic).await;
+    // Far more than the library fetches ahead, so that a jump to the end leaves something out.
+    let large = (0..MESSAGES).map(|n| Message::new(format!("{n:050000}")));
+    for result in send(&*sender, 0, large.collect()).await {
+        result.unwrap();
+    }
+    let slow = || {
+        let mut slow = subscription(&topic, "refused");
+        slow.prefetch.messages = 1;
+        slow.prefetch.bytes = 64 * 1024;
+        slow
+    };
+    // The group begins and rests, so that nothing is left to look up when the next member joins.
+    let mut first = join(&mq, slow()).await;
+    first.until("assigned", |m| m.assigned.contains_key(&0)).await;
+    first.consumer.close().await.unwrap();
+
+    meddler.refuse_commits(1);
+    meddler.hold_lookups();
+    let mut second = join(&mq, slow()).await;
+    second
+        .until("taken over again", |m| m.assigned.contains_key(&0))
+        .await;
+    assert_eq!(meddler.refused(), 1, "the first takeover was refused");
+    let begin = Instant::now();
+    while second.received.is_empty() && begin.elapsed() < Duration::from_secs(3) {
+        second.step(Duration::from_millis(50)).await;
+    }
+    let kept = meddler.release_lookups();
+    // The library asks again half a second after an answer that came too late.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let all = usize::try_from(MESSAGES).unwrap();
+    second
+        .until(&format!("all, {kept} answers were late"), |m| {
+            m.received.len() == all
+        })
+        .await;
+    assert_eq!(second.numbers(), (0..MESSAGES).collect::<Vec<_>>());
+    second.consumer.close().await.unwrap();
+    sender.close().await.unwrap();
     mq.close().await.unwrap();
 }

@@ -102,6 +102,12 @@ impl Proxy {
         self.address
     }
 
+    /// Returns where new connections are sent.
+    #[must_use]
+    pub fn target(&self) -> SocketAddr {
+        self.shared.state().target
+    }
+
     /// Sends new connections to another address.
     pub fn set_target(&self, target: SocketAddr) {
         self.shared.state().target = target;

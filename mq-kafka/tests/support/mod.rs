@@ -4,6 +4,8 @@
 #![allow(unreachable_pub, reason = "a module of several test binaries")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+pub mod meddler;
+
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     future::poll_fn,
@@ -29,7 +31,9 @@ pub fn config(kafka: &Kafka) -> KafkaConfig {
 }
 
 pub async fn connect(kafka: &Kafka) -> KafkaMq {
-    KafkaMq::connect_with(config(kafka)).await.unwrap()
+    // How soon a broker answers is not what these tests are about, and a busy machine has it answer late.
+    let patient = config(kafka).with_connect_timeout(PATIENCE);
+    KafkaMq::connect_with(patient).await.unwrap()
 }
 
 pub fn topic(name: &str) -> TopicName {
