@@ -43,6 +43,9 @@ use crate::{
 
 type Outcome<T> = Result<T, String>;
 
+/// How often the raw client commits where messages come one by one: the default of ours.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
+
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
@@ -480,11 +483,14 @@ impl Raw {
             });
             let mut delivered = Times::default();
             let mut coming = consumer.stream();
+            let mut committed = Instant::now();
             while delivered.count() < messages {
                 let message = next(&mut coming).await?;
                 delivered.take(since(zero, message.payload().unwrap_or_default()));
-                if delivered.count().is_multiple_of(TAKE as u64) {
+                // As ours does: an offset is stored this long after its message at the latest.
+                if committed.elapsed() >= COMMIT_INTERVAL {
                     commit(&consumer, &topic, message.offset() + 1, CommitMode::Async)?;
+                    committed = Instant::now();
                 }
             }
             drop(coming);

@@ -216,7 +216,8 @@ impl Ours {
         sample.ok_or_else(|| "nothing was handed over".to_owned())
     }
 
-    /// Moves messages through a group of members with one partition each, from the first send to the last commit.
+    /// Moves messages through a group of members with one partition each. Everyone is connected and has joined before the
+    /// clock runs, from the first send to the last commit; leaving is not in it.
     ///
     /// # Errors
     /// Says what failed.
@@ -238,11 +239,12 @@ impl Ours {
                 while all.iter().any(|one| one.assignment().len() != 1) {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                for consumer in all {
-                    tasks.spawn(member(consumer, counts.clone(), done.subscribe()));
+                for consumer in &all {
+                    tasks.spawn(member(consumer.clone(), counts.clone(), done.subscribe()));
                 }
+                let producer = warm(&self.mq, &topic, &payloads).await?;
                 let meter = Meter::start();
-                send(&self.mq, &topic, messages, &payloads, Sending::Batches(1000)).await?;
+                send_rest(&producer, messages, &payloads, Sending::Batches(1000)).await?;
                 let mut left = messages;
                 while left > 0 {
                     let count = tokio::time::timeout(STILL, seen.recv()).await;
@@ -256,7 +258,15 @@ impl Ours {
                 while let Some(one) = tasks.join_next().await {
                     check.add(one.map_err(|_| mq_api::Error::closed("a task"))??);
                 }
-                let sample = meter.stop(messages);
+                let sample = meter.stop(messages - 1);
+                let mut closing = JoinSet::new();
+                for consumer in all {
+                    closing.spawn(async move { consumer.close().await });
+                }
+                while let Some(closed) = closing.join_next().await {
+                    closed.map_err(|_| mq_api::Error::closed("a task"))??;
+                }
+                producer.close().await?;
                 self.mq.delete_topic(&topic).await?;
                 Ok((sample, check))
             })
@@ -472,15 +482,26 @@ async fn member(
         let _ = counts.send(count).await;
     }
     consumer.commit().await?;
-    consumer.close().await?;
     Ok(check)
 }
 
 async fn send(mq: &Mq, topic: &str, messages: u64, payloads: &Payloads, sending: Sending) -> Result<Sample> {
-    let producer = mq.producer(topic).await?;
-    // So that it is connected; every contender sends its first message before the clock runs.
-    producer.produce(Message::new(payloads.of(0))).await?;
+    let producer = warm(mq, topic, payloads).await?;
     let meter = Meter::start();
+    send_rest(&producer, messages, payloads, sending).await?;
+    let sample = meter.stop(messages - 1);
+    producer.close().await?;
+    Ok(sample)
+}
+
+/// Opens a producer and sends the first message, so that it is connected: every contender does before the clock runs.
+async fn warm(mq: &Mq, topic: &str, payloads: &Payloads) -> Result<Producer> {
+    let producer = mq.producer(topic).await?;
+    producer.produce(Message::new(payloads.of(0))).await?;
+    Ok(producer)
+}
+
+async fn send_rest(producer: &Producer, messages: u64, payloads: &Payloads, sending: Sending) -> Result<()> {
     match sending {
         Sending::Tasks(tasks) => {
             let payloads = Arc::new(payloads.clone());
@@ -530,9 +551,7 @@ async fn send(mq: &Mq, topic: &str, messages: u64, payloads: &Payloads, sending:
             }
         }
     }
-    let sample = meter.stop(messages - 1);
-    producer.close().await?;
-    Ok(sample)
+    Ok(())
 }
 
 /// Waits until a topic is seen to hold all messages; says what it holds where it does not.
