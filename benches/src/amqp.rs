@@ -3,6 +3,7 @@
 
 #[cfg(feature = "amqp-peers")]
 mod peer;
+pub mod power;
 
 use std::{
     cell::{Cell, RefCell},
@@ -127,7 +128,9 @@ pub fn works(server: RabbitMq, options: &Options) -> Outcome<Vec<Work>> {
         let raw = Rc::clone(&raw);
         move || raw.ruststream_consume(many, 100)
     });
+    let idle = Idle::new(Rc::clone(all.ours()), 64, move || connections(&server));
     let mut works = vec![
+        idle.memory(),
         memory,
         in_flight,
         produce(Sending::InFlight(1000), 1024, 1000, Goal::AtLeast(0.7)),
@@ -156,8 +159,7 @@ pub fn works(server: RabbitMq, options: &Options) -> Outcome<Vec<Work>> {
         ),
     ];
     works.extend(all.growth());
-    // Last: it stays open.
-    works.extend(Idle::new(Rc::clone(all.ours()), 64, move || connections(&server)).works(2.0));
+    works.push(idle.idles(2.0));
     Ok(works)
 }
 

@@ -1,6 +1,10 @@
 //! What a group member costs while nothing happens: processor time, connections and memory.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
 
 use mq_api::Consumer;
 
@@ -16,18 +20,19 @@ const LOOK: Duration = Duration::from_secs(1);
 
 type Connections = Box<dyn Fn() -> Result<f64, String>>;
 
-/// One member that owns every partition of a topic without messages. It is opened by the first round and stays.
+/// One member that owns every partition of a topic without messages.
 pub struct Idle {
     ours: Rc<Ours>,
     partitions: u32,
     connections: Connections,
+    memory: Cell<Option<f64>>,
+    /// The member of the first round, which stays.
     opened: RefCell<Option<Opened>>,
 }
 
 struct Opened {
     /// Owns the partitions as long as it lives.
     _consumer: Consumer,
-    memory: f64,
     connections: f64,
 }
 
@@ -50,25 +55,42 @@ impl Idle {
             ours,
             partitions,
             connections: Box::new(connections),
+            memory: Cell::default(),
             opened: RefCell::default(),
         })
     }
 
-    /// Lists the work, with how many connections are asked for; of the processor it is 1 % at most.
+    /// Describes the work that tells the memory. It belongs before all other work, which would leave free memory behind
+    /// for the member to use.
     #[must_use]
-    pub fn works(self: Rc<Self>, connections: f64) -> [Work; 2] {
-        let name = format!("{} partitions, one idle member", self.partitions);
-        let (looks, holds) = (Rc::clone(&self), self);
-        [
-            Work::new(name.clone(), IDLE, move || looks.look()).against(
-                "what is asked for",
-                [Goal::AtMost(1.0), Goal::AtMost(1.0)],
-                move || Ok(Sample::of([1.0, connections])),
-            ),
-            Work::new(format!("{name}, memory of each partition"), MEMORY, move || {
-                holds.with(|opened| Ok(Sample::of([opened.memory])))
-            }),
-        ]
+    pub fn memory(self: &Rc<Self>) -> Work {
+        let name = format!("{}, memory of each partition", self.name());
+        let this = Rc::clone(self);
+        Work::new(name, MEMORY, move || {
+            // The first member's: another one would use what it leaves behind.
+            let memory = match this.memory.get() {
+                Some(memory) => memory,
+                None => this.ours.idle_member(this.partitions)?.1 / f64::from(this.partitions),
+            };
+            this.memory.set(Some(memory));
+            Ok(Sample::of([memory]))
+        })
+    }
+
+    /// Describes the work that tells the processor time, and the connections, of which so many are asked for; of the
+    /// processor it is 1 % at most. It belongs behind all other work: its member stays open.
+    #[must_use]
+    pub fn idles(self: &Rc<Self>, connections: f64) -> Work {
+        let this = Rc::clone(self);
+        Work::new(self.name(), IDLE, move || this.look()).against(
+            "what is asked for",
+            [Goal::AtMost(1.0), Goal::AtMost(1.0)],
+            move || Ok(Sample::of([1.0, connections])),
+        )
+    }
+
+    fn name(&self) -> String {
+        format!("{} partitions, one idle member", self.partitions)
     }
 
     fn with<T>(&self, read: impl FnOnce(&Opened) -> Result<T, String>) -> Result<T, String> {
@@ -76,10 +98,9 @@ impl Idle {
         if let Some(opened) = &*opened {
             return read(opened);
         }
-        let (consumer, grown) = self.ours.idle_member(self.partitions)?;
+        let (consumer, _) = self.ours.idle_member(self.partitions)?;
         read(opened.insert(Opened {
             _consumer: consumer,
-            memory: grown / f64::from(self.partitions),
             connections: (self.connections)()?,
         }))
     }

@@ -4,6 +4,7 @@
 pub mod amqp;
 pub mod command;
 pub mod core;
+pub mod disk;
 pub mod flat;
 pub mod idle;
 #[cfg(feature = "kafka")]

@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use mq_api::{Capabilities, Mq};
+use mq_api::{Capabilities, Mq, TopicSpec};
 
 /// The error of a harness: whatever went wrong with its server.
 pub type HarnessError = Box<dyn std::error::Error + Send + Sync>;
@@ -55,6 +55,12 @@ pub trait Harness: Send + Sync + 'static {
     /// Says which faults its servers supply. A case that needs another one is reported as left out.
     fn faults(&self) -> &'static [Fault] {
         &[]
+    }
+
+    /// Adds to the topic that [`Server::trim`] will be asked to trim what that needs, such as a bound in bytes which the
+    /// messages of the case stay below.
+    fn to_be_trimmed(&self, topic: TopicSpec) -> TopicSpec {
+        topic
     }
 
     /// Says that a case which is left out for want of a fault is a failure. The drivers of this project say so.

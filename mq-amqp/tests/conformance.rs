@@ -10,8 +10,8 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use mq_amqp::AmqpMq;
-use mq_api::{Mq, url::ConnectUrl};
-use test_brokers::{Backend, Broker, BrokerServer, ExternalServer, FAULTS, RabbitMqOptions, RabbitMqVersion};
+use mq_api::{Mq, TopicSpec, url::ConnectUrl};
+use test_brokers::{Backend, Broker, BrokerServer, ExternalServer, RabbitMqOptions, RabbitMqVersion};
 
 struct RabbitMq;
 
@@ -49,21 +49,22 @@ impl Harness for RabbitMq {
     }
 
     fn faults(&self) -> &'static [Fault] {
-        const ALL: &[Fault] = &[
+        &[
             Fault::Restart,
             Fault::Kill,
             Fault::Freeze,
             Fault::Cut,
             Fault::Trim,
-        ];
-        // Trimming takes a policy and a start of the server, a minute on a slow machine; RabbitMQ 4 does not take the
-        // policy for a stream that is there already.
-        let can_trim = matches!(RabbitMqVersion::from_environment(), Ok(RabbitMqVersion::V3));
-        if std::env::var_os("MQ_TEST_FULL").is_some() && can_trim {
-            ALL
-        } else {
-            FAULTS
-        }
+        ]
+    }
+
+    fn must_supply_faults(&self) -> bool {
+        Backend::Amqp.external_url().is_none()
+    }
+
+    fn to_be_trimmed(&self, topic: TopicSpec) -> TopicSpec {
+        // More than the case's messages, and small enough to be filled in a moment.
+        topic.with_retention_bytes(TRIM_BOUND)
     }
 
     fn formats(&self) -> Vec<Arc<dyn StoredFormat>> {
@@ -71,8 +72,11 @@ impl Harness for RabbitMq {
     }
 }
 
-/// A stream lets go whole segments when it begins another, and keeps the last: a policy makes them small, from a start of
-/// the server on, and what is no message fills them until the first is gone.
+/// The bound in bytes of the topic that is trimmed; its segments are a quarter of it.
+const TRIM_BOUND: u64 = 64 * 1024;
+
+/// A stream lets go whole segments when it begins another, and keeps the last: what is no message fills them until the
+/// first is gone.
 async fn trim(
     rabbit: Arc<test_brokers::RabbitMq>,
     topic: String,
@@ -82,13 +86,6 @@ async fn trim(
     const MOST: usize = 20;
     const AT_ONCE: usize = 10;
     let url = ConnectUrl::parse(&rabbit.url())?;
-    let pattern = format!("^mq:{topic}:[0-9a-f]+:{partition}$");
-    tokio::task::spawn_blocking(move || {
-        let small = r#"{"max-length-bytes":16384,"stream-max-segment-size-bytes":4096}"#;
-        rabbit.control(&["set_policy", "--apply-to", "queues", "trim", &pattern, small])?;
-        rabbit.restart()
-    })
-    .await??;
     let driver = AmqpMq::connect(&url).await?;
     let channel = driver.native().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;

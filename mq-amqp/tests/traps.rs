@@ -18,6 +18,7 @@
 //! | a publish into the first quarter second after a start | F1, D2 |
 //! | a member frozen and thawed | C14 |
 //! | numbers of channels that the client library answers with an old error | `questions_about_what_is_not_there_wear_nothing_out` |
+//! | a consumer that is polled when its runtime is gone | `polling_after_the_runtimes_end_does_not_panic` |
 //! | ghost members | `group.rs`: `every_member_is_probed_in_turn`, C7 |
 //! | names longer than 255 bytes | `existing.rs`: `what_names_nothing_or_too_much_is_refused_with_its_rule`, T3 |
 //!
@@ -30,11 +31,12 @@ mod support;
 use std::{
     io::{Read, Write},
     net::TcpListener,
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
 use mq_amqp::{AmqpConfig, AmqpMq};
-use mq_api::{ErrorKind, Message, driver::Mq, url::ConnectUrl};
+use mq_api::{ErrorKind, Message, Position, driver::Mq, url::ConnectUrl};
 use support::*;
 use test_brokers::{RabbitMq, RabbitMqVersion};
 
@@ -64,6 +66,7 @@ async fn one_server_serves_it_all() {
     a_holder_taken_for_stuck_begins_again(&rabbit).await;
     the_next_host_is_tried(&rabbit).await;
     questions_about_what_is_not_there_wear_nothing_out(&rabbit).await;
+    polling_after_the_runtimes_end_does_not_panic(&rabbit).await;
     a_memory_alarm_gives_back_pressure_and_passes(&rabbit).await;
 }
 
@@ -228,6 +231,39 @@ async fn questions_about_what_is_not_there_wear_nothing_out(rabbit: &RabbitMq) {
     assert!(member.lost.is_empty() && member.outages == 0);
     mq.close().await.unwrap();
     channels(2047);
+}
+
+async fn polling_after_the_runtimes_end_does_not_panic(rabbit: &RabbitMq) {
+    let config = config(rabbit);
+    let polls = move || {
+        let mut noop = Context::from_waker(Waker::noop());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (mut member, consumer) = runtime.block_on(async {
+            let driver = AmqpMq::connect_with(config).await.unwrap();
+            let topic = create(&driver, "orphaned", 1).await;
+            let producer = producer(&driver, &topic).await;
+            send_numbers(&*producer, 0, 0..9).await;
+            let mut member = join(&driver, subscription(&topic, "member")).await;
+            member.until("the first", |m| !m.received.is_empty()).await;
+            let mq = mq_api::Mq::from_driver(driver);
+            let consumer = mq.consumer(&topic, "consumer").await.unwrap();
+            consumer.consume().await.unwrap().ack().unwrap();
+            // What fetches has to open a channel again, which has a deadline.
+            member
+                .consumer
+                .seek(member.id(0), Position::Earliest, 1)
+                .await
+                .unwrap();
+            (member, consumer)
+        });
+        runtime.shutdown_timeout(PATIENCE);
+        for _ in 0..20 {
+            let _ = member.events.poll_event(&mut noop);
+            let mut consume = std::pin::pin!(consumer.consume());
+            let _ = consume.as_mut().poll(&mut noop);
+        }
+    };
+    tokio::task::spawn_blocking(polls).await.unwrap();
 }
 
 async fn who_may_not_come_in_is_told_why(rabbit: &RabbitMq) {

@@ -69,5 +69,5 @@ pub use rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqVersion};
 pub use redis::{AppendFsync, Redis, RedisOptions, RedisVersion};
 pub use rocketmq::{JavaProgram, RocketMq, RocketMqNode, RocketMqOptions};
 #[cfg(feature = "suite")]
-pub use suite::{BrokerServer, ExternalServer, FAULTS};
+pub use suite::{BrokerServer, ExternalServer};
 pub use tls::Certificates;

@@ -37,6 +37,7 @@ pub struct RabbitMq {
     proxy: Option<Proxy>,
     ports: Ports,
     certificates: Certificates,
+    data: PathBuf,
     // One control command at a time: they share one port.
     controlling: Mutex<()>,
     scratch: Scratch,
@@ -79,6 +80,7 @@ impl RabbitMq {
             proxy,
             ports,
             certificates,
+            data: options.data.unwrap_or_else(|| scratch.path().join("data")),
             controlling: Mutex::new(()),
             scratch,
         };
@@ -163,7 +165,7 @@ impl RabbitMq {
     fn command(&self, program: &str) -> Result<Command> {
         let folder = self.scratch.path();
         let node = format!("mq{}@localhost", self.ports.plain.number());
-        let mut command = self.install.command(program, folder)?;
+        let mut command = self.install.command(program, folder, &self.data)?;
         command
             .env("HOME", folder)
             .env("LANG", "C.UTF-8")
@@ -171,8 +173,8 @@ impl RabbitMq {
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .env("RABBITMQ_NODENAME", node)
             .env("RABBITMQ_USE_LONGNAME", "false")
-            .env("RABBITMQ_MNESIA_BASE", folder.join("data"))
-            .env("RABBITMQ_MNESIA_DIR", folder.join("data/node"))
+            .env("RABBITMQ_MNESIA_BASE", &self.data)
+            .env("RABBITMQ_MNESIA_DIR", self.data.join("node"))
             .env("RABBITMQ_LOG_BASE", folder.join("log"))
             .env("RABBITMQ_LOGS", self.log_file())
             .env("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq.conf"))
@@ -204,8 +206,8 @@ impl RabbitMq {
 
     fn write_files(&self, lines: &[String]) -> Result<()> {
         let folder = self.scratch.path();
-        for name in ["data", "log"] {
-            fs::create_dir_all(folder.join(name)).context("cannot make the server's folders")?;
+        for made in [&self.data, &folder.join("log")] {
+            fs::create_dir_all(made).context("cannot make the server's folders")?;
         }
         self.install.prepare(folder)?;
         scratch::write(&folder.join("enabled_plugins"), "[].\n")?;

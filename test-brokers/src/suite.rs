@@ -6,12 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use conformance_tests::{Fault, HarnessResult, Server};
+use conformance_tests::{HarnessResult, Server};
 
 use crate::{Broker, Result};
-
-/// What every [`BrokerServer`] that was started with a proxy can do to its broker.
-pub const FAULTS: &[Fault] = &[Fault::Restart, Fault::Kill, Fault::Freeze, Fault::Cut];
 
 /// Removes the messages of a partition (topic, number) below an offset.
 type Trim<B> = Arc<

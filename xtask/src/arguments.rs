@@ -11,8 +11,8 @@ usage: cargo xtask COMMAND
 
   test [--backend memory|redis|kafka|amqp|rocketmq]... [--full] [--redis 8|valkey] [--rabbitmq 4] [-- ARGS]
       Fetches the servers that the tests need, runs the tests of the named backends (default: all) and ends with
-      the line `N passed, N failed`. Where no backend is named, mq-redis is tested on Redis 8 and Valkey too; what of
-      these cannot be fetched is named as NOT RUN before that line. --full adds the slow rows: other server versions,
+      the line `N passed, N failed`. Where no backend is named, mq-redis is tested on Redis 8 and Valkey too, and the
+      suite of mq-amqp on RabbitMQ 4; what of these cannot be fetched is named as NOT RUN before that line. --full adds the slow rows: other server versions,
       clusters, long fuzzing. ARGS go to the test binaries.
   conformance URL [ARGS]
       Runs the conformance suite against a broker that runs already and prints its table.

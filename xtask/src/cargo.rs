@@ -88,6 +88,7 @@ fn read_packages(metadata: &Value) -> Result<Vec<Package>> {
 /// A program of integration tests.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TestBinary {
+    pub(crate) name: String,
     program: PathBuf,
     /// The package's folder, where its tests expect to run.
     folder: PathBuf,
@@ -136,6 +137,7 @@ fn read_binaries(messages: &str, package: &str) -> Result<Vec<TestBinary>> {
             && folder.ends_with(package)
         {
             binaries.push(TestBinary {
+                name: message["target"]["name"].as_str().unwrap_or_default().to_owned(),
                 program: program.into(),
                 folder,
             });
@@ -152,10 +154,11 @@ mod tests {
     fn the_integration_tests_of_one_package_are_found() {
         let messages = r#"
 {"reason":"compiler-artifact","manifest_path":"/w/mq-redis/Cargo.toml","target":{"kind":["lib"]},"executable":"/t/mq_redis-1"}
-{"reason":"compiler-artifact","manifest_path":"/w/mq-redis/Cargo.toml","target":{"kind":["test"]},"executable":"/t/traps-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/mq-redis/Cargo.toml","target":{"kind":["test"],"name":"traps"},"executable":"/t/traps-1"}
 {"reason":"compiler-artifact","manifest_path":"/w/mq-kafka/Cargo.toml","target":{"kind":["test"]},"executable":"/t/traps-2"}
 {"reason":"build-finished","success":true}"#;
         let found = TestBinary {
+            name: "traps".into(),
             program: "/t/traps-1".into(),
             folder: "/w/mq-redis".into(),
         };

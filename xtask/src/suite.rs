@@ -5,17 +5,16 @@ use std::process::Command;
 use test_brokers::{Backend, KafkaOptions, RabbitMqVersion, RedisVersion, RocketMqOptions};
 
 use crate::Result;
-use crate::cargo::{Package, cargo, packages, succeeds, test_binaries};
+use crate::cargo::{Package, TestBinary, cargo, packages, succeeds, test_binaries};
 use crate::summary::{Summary, run_tests};
 
 /// Set for tests that have slow rows of their own.
 const FULL_VARIABLE: &str = "MQ_TEST_FULL";
 
-/// The feature of a driver whose suite is not part of the default run yet: it runs where it is asked for.
-const SUITE_IN_WORK: &str = "/suite";
-
 /// All servers of the Redis driver.
 const REDIS_SERVERS: [RedisVersion; 3] = [RedisVersion::V7, RedisVersion::V8, RedisVersion::Valkey];
+/// All servers of the RabbitMQ driver.
+const RABBITMQ_SERVERS: [RabbitMqVersion; 2] = [RabbitMqVersion::V3, RabbitMqVersion::V4];
 
 /// What `cargo xtask test` was asked for.
 #[derive(Debug, Default)]
@@ -84,8 +83,9 @@ pub(crate) fn test(selection: &Selection) -> Result<bool> {
         summary += full_rows(selection, &brokers, &all)?;
     }
     let mut not_run = Vec::new();
-    if selection.targets.is_empty() && !selection.full && Backend::Redis.external_url().is_none() {
-        summary += redis_rows(selection, &all, &mut not_run)?;
+    if selection.targets.is_empty() && !selection.full {
+        let rows = rows(selection, &mut not_run);
+        summary += run_rows(selection, &all, &rows)?;
     }
     for row in not_run {
         println!("NOT RUN: {row}");
@@ -157,10 +157,7 @@ fn test_command(selection: &Selection, all: &[Package]) -> Command {
     let mut command = cargo();
     command.args(["test", "--no-fail-fast"]);
     command.args(chosen.iter().flat_map(|package| ["-p", package.name.as_str()]));
-    let mut features = features(&selection.targets, &chosen);
-    if selection.targets.is_empty() && !selection.full {
-        features.retain(|feature| !feature.ends_with(SUITE_IN_WORK));
-    }
+    let features = features(&selection.targets, &chosen);
     if !features.is_empty() {
         command.arg("--features").arg(features.join(","));
     }
@@ -189,42 +186,82 @@ fn features(targets: &[Target], packages: &[&Package]) -> Vec<String> {
         .collect()
 }
 
-/// Runs the Redis driver's tests again on the other servers, by the binaries that are built already.
+/// A driver's tests on another version of its server than the one they have run on.
+struct Row {
+    package: &'static str,
+    /// Where not all: the one of its test binaries that is run.
+    only: Option<&'static str>,
+    variable: &'static str,
+    value: &'static str,
+}
+
+impl Row {
+    fn is_for(&self, binary: &TestBinary) -> bool {
+        self.only.is_none_or(|name| binary.name == name)
+    }
+}
+
+/// Returns the rows of the default run whose servers can be fetched.
 ///
 /// Nobody has asked for these rows by name: one whose server cannot be fetched today is told of and fails nothing.
-fn redis_rows(selection: &Selection, all: &[Package], not_run: &mut Vec<String>) -> Result<Summary> {
-    let mut summary = Summary::default();
-    let mut fetched = Vec::new();
-    for version in REDIS_SERVERS {
-        if version == selection.redis {
-            continue;
-        }
-        match version.fetch() {
-            Ok(()) => fetched.push(version),
-            Err(cause) => not_run.push(format!(
-                "the tests of mq-redis on `{}`, which cannot be fetched: {cause}",
-                version.value()
-            )),
-        }
-    }
-    if fetched.is_empty() {
-        return Ok(summary);
-    }
-    let binaries = match test_binaries(&test_command(selection, all), "mq-redis") {
-        Ok(binaries) => binaries,
-        Err(cause) => {
-            eprintln!("the tests of mq-redis on other servers: {cause}");
-            summary.failed += 1;
-            return Ok(summary);
-        }
+fn rows(selection: &Selection, not_run: &mut Vec<String>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut row = |row: Row, fetched: test_brokers::Result<()>| match fetched {
+        Ok(()) => rows.push(row),
+        Err(cause) => not_run.push(format!(
+            "the tests of {} on `{}`, which cannot be fetched: {cause}",
+            row.package, row.value
+        )),
     };
-    for version in fetched {
-        for binary in &binaries {
+    if Backend::Redis.external_url().is_none() {
+        for version in REDIS_SERVERS {
+            if version != selection.redis {
+                let (variable, value) = (RedisVersion::VARIABLE, version.value());
+                let redis = Row {
+                    package: "mq-redis",
+                    only: None,
+                    variable,
+                    value,
+                };
+                row(redis, version.fetch());
+            }
+        }
+    }
+    if Backend::Amqp.external_url().is_none() {
+        for version in RABBITMQ_SERVERS {
+            if version != selection.rabbitmq {
+                let (variable, value) = (RabbitMqVersion::VARIABLE, version.value());
+                let rabbitmq = Row {
+                    package: "mq-amqp",
+                    // The rest would take as long again.
+                    only: Some("conformance"),
+                    variable,
+                    value,
+                };
+                row(rabbitmq, version.fetch());
+            }
+        }
+    }
+    rows
+}
+
+/// Runs the rows by the binaries that are built already.
+fn run_rows(selection: &Selection, all: &[Package], rows: &[Row]) -> Result<Summary> {
+    let mut summary = Summary::default();
+    for row in rows {
+        let (package, value) = (row.package, row.value);
+        let binaries = match test_binaries(&test_command(selection, all), package) {
+            Ok(binaries) => binaries,
+            Err(cause) => {
+                eprintln!("the tests of {package} on `{value}`: {cause}");
+                summary.failed += 1;
+                continue;
+            }
+        };
+        for binary in binaries.iter().filter(|binary| row.is_for(binary)) {
             let mut command = binary.command();
-            command
-                .env(RedisVersion::VARIABLE, version.value())
-                .args(&selection.arguments);
-            println!("on {}:", version.value());
+            command.env(row.variable, value).args(&selection.arguments);
+            println!("{package} on `{value}`:");
             summary += run_tests(&mut command)?;
         }
     }
@@ -248,7 +285,7 @@ fn full_rows(selection: &Selection, brokers: &[Backend], all: &[Package]) -> Res
         }
     }
     if brokers.contains(&Backend::Amqp) {
-        for version in [RabbitMqVersion::V3, RabbitMqVersion::V4] {
+        for version in RABBITMQ_SERVERS {
             if version != selection.rabbitmq {
                 version.fetch()?;
                 row(Backend::Amqp, RabbitMqVersion::VARIABLE, version.value())?;

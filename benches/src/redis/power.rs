@@ -1,15 +1,10 @@
 //! What a death of the server, and a power cut, leave of messages that were answered `Ok`, by `appendfsync`.
 //!
-//! The server's files lie in a file system of their own, in an image. At one moment the server is stopped and the image
-//! is copied: what of the files had been written out by then is what a disk holds after a power cut that honours
-//! `fsync`; what the system kept in its memory is not in it. The copy is mounted, and a server is started on it.
-//!
-//! It needs Linux, `mkfs.ext4`, and the right to mount.
+//! At one moment the server is stopped and the disk that it writes to is copied (see [`crate::disk`]). The copy is
+//! mounted, and a server is started on it.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -19,6 +14,7 @@ use mq_redis::{RedisConfig, RedisMq};
 use test_brokers::{AppendFsync, Broker, Redis, RedisOptions, RedisVersion};
 
 use super::{Outcome, text};
+use crate::disk::Disk;
 
 /// How many tasks send, each awaiting its message, and how long each pauses after it: so much that the system is not
 /// made to write by the amount alone.
@@ -88,7 +84,7 @@ fn lock(answers: &Answers) -> MutexGuard<'_, Vec<(u64, Instant)>> {
 
 fn round(setting: AppendFsync, fault: Fault) -> Outcome<Left> {
     let disk = Disk::new()?;
-    let server = start(setting, &disk.mounted)?;
+    let server = start(setting, disk.mounted())?;
     let runtime = crate::core::two_workers();
     let answers = Answers::default();
     runtime.block_on(send(&server, &answers))?;
@@ -107,7 +103,7 @@ fn round(setting: AppendFsync, fault: Fault) -> Outcome<Left> {
         Fault::PowerCut => {
             let after = disk.copy()?;
             server.kill().map_err(text)?;
-            stored(&start(setting, &after.mounted)?)?
+            stored(&start(setting, after.mounted())?)?
         }
     };
     let lost = answers.iter().filter(|(offset, _)| *offset >= stored);
@@ -164,68 +160,6 @@ fn stored(server: &Redis) -> Outcome<u64> {
         }
     }
     Ok(length)
-}
-
-/// A file system in an image, mounted; both go with it.
-struct Disk {
-    folder: PathBuf,
-    image: PathBuf,
-    mounted: PathBuf,
-}
-
-impl Disk {
-    fn new() -> Outcome<Self> {
-        let disk = Self::at_new_folder()?;
-        let image = fs::File::create(&disk.image).map_err(text)?;
-        image.set_len(512 * 1024 * 1024).map_err(text)?;
-        run(Command::new("mkfs.ext4").arg("-q").arg(&disk.image))?;
-        disk.mount()
-    }
-
-    fn at_new_folder() -> Outcome<Self> {
-        let folder = std::env::temp_dir().join(format!("mq-power-{:08x}", fastrand::u32(..)));
-        let disk = Self {
-            image: folder.join("image"),
-            mounted: folder.join("mounted"),
-            folder,
-        };
-        fs::create_dir_all(&disk.mounted).map_err(text)?;
-        Ok(disk)
-    }
-
-    fn mount(self) -> Outcome<Self> {
-        run(Command::new("mount")
-            .args(["-o", "loop"])
-            .arg(&self.image)
-            .arg(&self.mounted))?;
-        Ok(self)
-    }
-
-    /// Returns the disk as it would be found after a power cut now.
-    fn copy(&self) -> Outcome<Self> {
-        let copy = Self::at_new_folder()?;
-        fs::copy(&self.image, &copy.image).map_err(text)?;
-        copy.mount()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: a server that was killed a moment ago may still have files open.
-        let _ = run(Command::new("umount").arg("-l").arg(&self.mounted));
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn run(command: &mut Command) -> Outcome<()> {
-    let output = command.output().map_err(text)?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!(
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    ))
 }
 
 #[expect(clippy::disallowed_methods, reason = "outside of any runtime")]

@@ -87,9 +87,9 @@ impl Install {
             .context("cannot make Erlang's script executable")
     }
 
-    /// Returns a command for one of RabbitMQ's scripts or Erlang's programs that works in `folder`, with an
-    /// environment that holds nothing but what the program needs to be found.
-    pub(super) fn command(&self, program: &str, folder: &Path) -> Result<Command> {
+    /// Returns a command for one of RabbitMQ's scripts or Erlang's programs that works in `folder` and sees `data`, with
+    /// an environment that holds nothing but what the program needs to be found.
+    pub(super) fn command(&self, program: &str, folder: &Path, data: &Path) -> Result<Command> {
         let mut command;
         match self {
             Self::OnMachine(scripts) => {
@@ -144,6 +144,8 @@ impl Install {
                     ])
                     .arg("--bind")
                     .args([folder, folder])
+                    .arg("--bind")
+                    .args([data, data])
                     .arg("--chdir")
                     .args([folder, Path::new(program)]);
             }

@@ -1,6 +1,7 @@
 //! How RabbitMQ is to be started.
 
 use std::env;
+use std::path::PathBuf;
 
 use super::RabbitMq;
 use super::install::Install;
@@ -66,6 +67,7 @@ pub struct RabbitMqOptions {
     pub(super) proxy: bool,
     pub(super) tls_names: Vec<String>,
     pub(super) lines: Vec<String>,
+    pub(super) data: Option<PathBuf>,
 }
 
 impl Default for RabbitMqOptions {
@@ -75,6 +77,7 @@ impl Default for RabbitMqOptions {
             proxy: false,
             tls_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             lines: Vec::new(),
+            data: None,
         }
     }
 }
@@ -106,6 +109,12 @@ impl RabbitMqOptions {
     /// Adds a line to `rabbitmq.conf`, which wins over those before it.
     pub fn with_config(mut self, line: impl Into<String>) -> Self {
         self.lines.push(line.into());
+        self
+    }
+
+    /// Keeps what the server stores in a folder that is there already (default: in one that goes with the server).
+    pub fn with_data_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.data = Some(folder.into());
         self
     }
 

@@ -1,6 +1,6 @@
 //! Positions that retention has overtaken.
 
-use mq_api::{ErrorKind, Offset, OnTrimmed};
+use mq_api::{ErrorKind, Offset, OnTrimmed, TopicSpec};
 
 use crate::{
     capability::Capability,
@@ -18,7 +18,10 @@ pub(super) async fn position_below_what_is_retained_goes_on(cx: Context) -> Case
     const TRIM: usize = 40;
     let limit = cx.times().progress;
     let mq = cx.mq().await?;
-    let topic = cx.topic("trim", 1).await?;
+    let topic = cx.name("trim");
+    cx.delete_later(&topic);
+    let spec = cx.harness().to_be_trimmed(TopicSpec::new(&topic, 1)?);
+    mq.create_topic_with(spec).await?;
     let producer = mq.producer(&topic).await?;
     let sent = numbered("m", 60);
     send_to(&cx, &producer, 0, &sent).await?;
