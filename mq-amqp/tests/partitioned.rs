@@ -290,11 +290,13 @@ async fn topics_are_made_once_grown_listed_and_deleted(rabbit: &RabbitMq) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_members_partitions_are_taken_over_and_its_late_commit_is_refused() {
     let rabbit = options().with_proxy().start().unwrap();
-    let zombie_mq = connect(&rabbit).await;
-    let direct = mq_amqp::AmqpMq::connect_with(
+    let zombie_mq = AmqpMq::connect_with(config(&rabbit).with_session_timeout(Duration::from_secs(3)))
+        .await
+        .unwrap();
+    let direct = AmqpMq::connect_with(
         mq_amqp::AmqpConfig::new("127.0.0.1", rabbit.address().port())
             .with_user("app", "secret")
-            .with_session_timeout(Duration::from_secs(3)),
+            .with_session_timeout(Duration::from_secs(15)),
     )
     .await
     .unwrap();

@@ -19,17 +19,18 @@ use mq_api::{
 };
 use test_brokers::{Broker, RabbitMq, RabbitMqOptions, RabbitMqVersion};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(40);
 
 pub fn options() -> RabbitMqOptions {
     RabbitMqOptions::new().with_version(RabbitMqVersion::from_environment().unwrap())
 }
 
+/// Nothing is lost for want of a word on a machine that has much else to do.
 pub fn config(rabbit: &RabbitMq) -> AmqpConfig {
     AmqpConfig::from_url(&ConnectUrl::parse(&rabbit.url()).unwrap())
         .unwrap()
-        .with_session_timeout(Duration::from_secs(3))
-        .with_request_timeout(Duration::from_secs(3))
+        .with_session_timeout(Duration::from_secs(15))
+        .with_request_timeout(Duration::from_secs(20))
 }
 
 pub async fn connect(rabbit: &RabbitMq) -> AmqpMq {
