@@ -77,6 +77,8 @@ pub(crate) struct Run {
     pub(crate) seq: u64,
     /// Whether the producer chose the partition freely.
     pub(crate) movable: bool,
+    /// How often its messages have been sent before.
+    pub(crate) tries: u32,
 }
 
 impl Run {
@@ -121,6 +123,7 @@ impl SendBatch {
                 len: 1,
                 seq,
                 movable: false,
+                tries: 0,
             })
             .collect();
         let waiting = slots.into_iter().map(|slots| SendStatus { slots }).collect();

@@ -168,6 +168,7 @@ impl Core {
             len: count as u32,
             seq,
             movable,
+            tries: 0,
         };
         if reserved {
             self.client.budget.take(group.weight);
@@ -224,6 +225,7 @@ impl Core {
                     slot: slot as u32,
                     seq: run.seq + slot as u64,
                     movable: run.movable,
+                    tries: 0,
                     weight,
                 });
             }

@@ -34,6 +34,7 @@ impl BatchOwner for Core {
             };
             let counted = lane.land(batch.ticket.id) || batch.ticket.counted;
             let (mut count, mut stored, mut kept, mut kept_bytes) = (0, 0, 0, 0);
+            let mut exhausted = Vec::new();
             for run in batch.runs {
                 let tally = run.slots.tally(run.range());
                 stored += tally.stored;
@@ -49,15 +50,25 @@ impl BatchOwner for Core {
                     let weight = message.weight();
                     kept += 1;
                     kept_bytes += weight;
-                    lane.set_aside(Entry {
+                    let unknown = error.outcome() == Outcome::Unknown;
+                    failed = Some(error);
+                    let entry = Entry {
                         message,
                         slots: Arc::clone(&run.slots),
                         slot,
                         seq: run.seq + u64::from(slot - run.first),
                         movable: run.movable,
+                        tries: run.tries.saturating_add(1),
                         weight,
-                    });
-                    failed = Some(error);
+                    };
+                    if self.options.retries.is_some_and(|most| run.tries >= most) {
+                        if unknown {
+                            lane.settle(entry.seq);
+                        }
+                        exhausted.push(entry);
+                    } else {
+                        lane.set_aside(entry);
+                    }
                 }
                 count += run.len as usize;
             }
@@ -66,7 +77,7 @@ impl BatchOwner for Core {
                 lane.abandon(|outcome| Error::closed("producer").with_outcome(outcome), &mut fx);
             }
             state.counters.sent += stored;
-            state.counters.retried += kept as u64;
+            state.counters.retried += (kept - exhausted.len()) as u64;
             if counted {
                 let released = batch.ticket.weight.saturating_sub(kept_bytes);
                 state.in_flight = state.in_flight.saturating_sub(count);
@@ -76,6 +87,9 @@ impl BatchOwner for Core {
             } else if kept > 0 {
                 state.reserve(kept, kept_bytes);
                 self.client.budget.take(kept_bytes);
+            }
+            for entry in exhausted {
+                fx.refuse_retry(&entry);
             }
             if kept > 0 || lane_waits(state, batch.partition) {
                 state.resolve(batch.partition, &self.options, &self.window, &mut fx);

@@ -13,6 +13,8 @@ use crate::{
 
 /// The longest pause before a message is sent again.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// After this long without a failure, messages without a key try a partition again that failed them.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
 
 /// One partition's accumulator and send window.
 #[derive(Debug, Default)]
@@ -32,6 +34,8 @@ pub(super) struct Lane {
     settled_to: u64,
     /// Batches that failed in a row, for the back-off.
     failures: u32,
+    /// When the last one of them did.
+    failed_at: Option<Instant>,
     next_batch: u64,
     /// When to go on after a failure.
     not_before: Option<Instant>,
@@ -54,6 +58,8 @@ pub(super) struct Entry {
     pub(super) slot: u32,
     pub(super) seq: u64,
     pub(super) movable: bool,
+    /// How often it has been sent.
+    pub(super) tries: u32,
     pub(super) weight: usize,
 }
 
@@ -90,9 +96,9 @@ impl Lane {
             && self.not_before.is_none()
     }
 
-    /// Tells whether the lane is not held up by a failure.
+    /// Tells whether the lane is not held up by a failure, or not by a recent one.
     pub(super) fn is_healthy(&self) -> bool {
-        self.failures == 0
+        self.failures == 0 || self.failed_at.is_none_or(|at| at.elapsed() >= FORGIVEN_AFTER)
     }
 
     pub(super) fn push(&mut self, entry: Entry) {
@@ -168,6 +174,7 @@ impl Lane {
     pub(super) fn note(&mut self, stored: bool, retry: bool) {
         if retry {
             self.failures = self.failures.saturating_add(1);
+            self.failed_at = Some(Instant::now());
         } else if stored {
             self.failures = 0;
         }
@@ -266,7 +273,8 @@ impl Lane {
                 Some(run)
                     if Arc::ptr_eq(&run.slots, &entry.slots)
                         && run.first + run.len == entry.slot
-                        && run.seq + u64::from(run.len) == entry.seq =>
+                        && run.seq + u64::from(run.len) == entry.seq
+                        && run.tries == entry.tries =>
                 {
                     run.len += 1;
                 }
@@ -276,6 +284,7 @@ impl Lane {
                     len: 1,
                     seq: entry.seq,
                     movable: entry.movable,
+                    tries: entry.tries,
                 }),
             }
         }

@@ -25,6 +25,7 @@ pub(super) struct Options {
     pub(super) max_payload: usize,
     pub(super) max_metadata: usize,
     pub(super) retry_backoff: Duration,
+    pub(super) retries: Option<u32>,
     pub(super) reorder_on_retry: bool,
     pub(super) resend_unknown: bool,
     pub(super) close_timeout: Duration,
@@ -40,6 +41,7 @@ impl Default for Options {
             max_payload: DEFAULT_MAX_PAYLOAD,
             max_metadata: DEFAULT_MAX_METADATA,
             retry_backoff: Duration::from_millis(50),
+            retries: None,
             reorder_on_retry: false,
             resend_unknown: false,
             close_timeout: Duration::from_secs(10),
@@ -255,6 +257,33 @@ impl ProducerBuilder {
     /// ```
     pub fn retry_backoff(mut self, pause: Duration) -> Self {
         self.options.retry_backoff = pause;
+        self
+    }
+
+    /// Bounds how often a message is sent again that was surely not stored; 0 sends it once. Default: no bound but the
+    /// [`timeout`](Self::timeout).
+    ///
+    /// A message without a key goes to another partition after two tries, half-way round, where another server is likely:
+    /// two reach it.
+    ///
+    /// ```
+    /// # use mq_api::{Message, Mq};
+    /// # use mq_memory::MemoryMq;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> mq_api::Result<()> {
+    /// # let memory = MemoryMq::new();
+    /// # let mq = Mq::from_driver(memory.clone());
+    /// # mq.create_topic("orders", 1).await?;
+    /// use mq_memory::SendFault;
+    ///
+    /// let producer = mq.producer("orders").retries(0).await?;
+    /// memory.faults().fail_nth_send(1, SendFault::NotSent);
+    /// let error = producer.produce("paid").await.unwrap_err();
+    /// assert_eq!(error.outcome(), mq_api::Outcome::NotSent);
+    /// # Ok(()) }
+    /// ```
+    pub fn retries(mut self, most: u32) -> Self {
+        self.options.retries = Some(most);
         self
     }
 

@@ -211,12 +211,13 @@ impl State {
             return Some(entry);
         }
         let count = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
-        for step in 1..count {
+        // Neighbours may be on the server that fails: from half-way round on.
+        for step in count / 2..count / 2 + count {
             let to = (from + step) % count;
             let Some(lane) = self.lanes.get_mut(to as usize) else {
                 continue;
             };
-            if !lane.is_healthy() {
+            if to == from || !lane.is_healthy() {
                 continue;
             }
             match lane.adopt(entry, options.reorder_on_retry) {

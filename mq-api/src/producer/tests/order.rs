@@ -256,6 +256,59 @@ async fn a_message_without_a_key_moves_away_from_a_partition_that_keeps_failing(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_without_a_key_moves_half_way_round() {
+    let script = Script::new(5, 1);
+    let producer = script.open(|p| p.retries(2)).await;
+    script.next([LOST, LOST]);
+    let to = producer.produce("m").await.unwrap().partition;
+    let from = script.sent()[0].0;
+    assert_eq!(to, (from + 2) % 5);
+    // The next ones pass by the partition that failed.
+    for _ in 0..8 {
+        assert_ne!(producer.produce("m").await.unwrap().partition, from);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_failed_messages_without_a_key_gets_some_again_later() {
+    let script = Script::new(2, 1);
+    let producer = script.open(|p| p).await;
+    script.next([LOST, LOST]);
+    let alive = producer.produce("m").await.unwrap().partition;
+    for _ in 0..10 {
+        assert_eq!(producer.produce("m").await.unwrap().partition, alive);
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    producer.produce("m").await.unwrap();
+    assert_eq!(producer.produce("m").await.unwrap().partition, 1 - alive);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_is_sent_again_as_often_as_the_option_says() {
+    let script = Script::new(2, 1);
+    let producer = script.open(|p| p.retries(2)).await;
+    script.otherwise(LOST);
+    for _ in 0..2 {
+        let error = producer.produce_to(1, "m").await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.outcome()),
+            (ErrorKind::Connection, Outcome::NotSent)
+        );
+    }
+    assert_eq!(script.sent().len(), 6);
+    assert_eq!(producer.status().retried, 4);
+    // Of one batch, each message counts for itself.
+    script.otherwise(Do::Store);
+    script.next([LOST, LOST]);
+    let first = producer.enqueue_to(1, "a").await.unwrap();
+    let second = producer.enqueue_to(1, "b").await.unwrap();
+    first.await.unwrap();
+    second.await.unwrap();
+    until("the buffer is empty", || producer.status().buffered_messages == 0).await;
+    assert_eq!(producer.core.client.budget.used(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_without_a_key_does_not_move_behind_later_ones() {
     let script = Script::new(2, 2);
     script.otherwise(LOST);
