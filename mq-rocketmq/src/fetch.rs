@@ -257,6 +257,7 @@ impl Source {
 
     /// Tells a broker that has not indexed what it answered from one that has lost it.
     async fn look_back(&self, from: i64) -> Result<i64> {
+        self.shared.reach_master(&self.queue).await?;
         let bounds = self
             .shared
             .bounds(&self.topic, std::slice::from_ref(&self.queue))

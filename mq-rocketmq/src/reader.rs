@@ -133,6 +133,7 @@ impl driver::Reader for RocketMqReader {
                     return Ok(Fetched::new(Records::from(records), offset_of(next)));
                 }
                 PullStatus::OffsetMoved if next < from => {
+                    self.shared.reach_master(&queue).await?;
                     let bounds = self
                         .shared
                         .bounds(&self.topic, std::slice::from_ref(&queue))

@@ -148,6 +148,12 @@ impl Shared {
             .map_err(from_remoting)
     }
 
+    /// Fails where a queue's master is gone: a replica may be behind, and what is beyond its end is not lost.
+    pub(crate) async fn reach_master(&self, queue: &QueueRef) -> Result<()> {
+        let reached = self.session.reach(&queue.broker, self.deadline()).await;
+        reached.map_err(from_remoting)
+    }
+
     /// Turns a position into an offset; one beyond the end is an error.
     pub(crate) async fn resolve(
         &self,

@@ -4,16 +4,16 @@
 
 mod support;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use mq_api::{Message, Mode};
+use mq_api::{Message, Mode, Outcome, Position, Start, Timestamp};
 use mq_rocketmq::{
     client::{PullOptions, PullStatus, QueueRef, Session},
     remoting::{RemotingError, SendMessage, codes::sys_flag},
 };
-use support::{PATIENCE, cluster, nothing, open, text};
-use test_brokers::Broker;
+use support::{PATIENCE, cluster, nothing, open, start, text};
+use test_brokers::{Broker, RocketMqOptions};
 use tokio::time::Instant;
 
 fn soon() -> Instant {
@@ -250,5 +250,91 @@ async fn brokers_keep_to_what_the_driver_knows_of_them() {
     let locked = alive.lock("broker-a", "locks", "facts", &[0], soon()).await;
     assert_eq!(locked.unwrap(), [0]);
     alive.close(soon()).await;
+    mq.close().await.unwrap();
+}
+
+/// Readers go on at a slave, new ones included; what is written, locked or committed waits for the master.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slave_is_read_while_the_master_is_gone() {
+    const COUNT: usize = 20;
+    let cluster = Arc::new(start(RocketMqOptions::new().with_slaves()).await);
+    let (_, mq) = open(&format!(
+        "{}?route_refresh=500ms&session_timeout=2s",
+        cluster.url()
+    ))
+    .await;
+    mq.create_topic("warm", 1).await.unwrap();
+    mq.create_topic("copied", 1).await.unwrap();
+    // Until the slave is connected, no send is answered well.
+    let warm = mq.producer("warm").timeout(Duration::from_secs(5)).await.unwrap();
+    let begun = Instant::now();
+    while !cluster.slaves()[0].has_topic("copied") || warm.produce("warm").await.is_err() {
+        assert!(begun.elapsed() < PATIENCE, "the slave copies nothing");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let producer = mq.producer("copied").retries(0).await.unwrap();
+    for number in 0..COUNT {
+        producer.produce(number.to_string()).await.unwrap();
+    }
+    let reader = mq.reader("copied").await.unwrap();
+    let member = mq.consumer("copied", "g").await.unwrap();
+    assert_eq!(reader.next().await.unwrap().payload(), b"0");
+    assert_eq!(text(&member).await, "0");
+    let dying = Arc::clone(&cluster);
+    tokio::task::spawn_blocking(move || dying.masters()[0].kill().unwrap())
+        .await
+        .unwrap();
+    for number in 1..COUNT {
+        let message = tokio::time::timeout(PATIENCE, reader.next()).await.unwrap();
+        assert_eq!(message.unwrap().payload(), number.to_string().as_bytes());
+    }
+    // One that comes now; with its bounds, a time and a group that needs no master.
+    let late = mq.reader("copied").start_at(Position::Offset(5)).await.unwrap();
+    let message = tokio::time::timeout(PATIENCE, late.next()).await.unwrap();
+    assert_eq!(message.unwrap().payload(), b"5");
+    let bounds = late.bounds().await.unwrap();
+    assert_eq!((bounds[0].first_offset, bounds[0].next_offset), (0, COUNT as u64));
+    let now = Timestamp::now();
+    assert_eq!(late.offset_at(0, now).await.unwrap(), COUNT as u64);
+    let everyone = mq
+        .consumer("copied", "all")
+        .mode(Mode::Broadcast)
+        .start_at(Start::Earliest)
+        .await
+        .unwrap();
+    for number in 0..COUNT {
+        assert_eq!(text(&everyone).await, number.to_string());
+    }
+    let error = producer.produce("nowhere").await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::NotSent, "{error}");
+    let back = Arc::clone(&cluster);
+    tokio::task::spawn_blocking(move || back.start().unwrap())
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    while let Err(error) = producer.produce("again").await {
+        assert!(begun.elapsed() < PATIENCE, "{error}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    for handle in [&reader, &late] {
+        loop {
+            let message = tokio::time::timeout(PATIENCE, handle.next())
+                .await
+                .unwrap()
+                .unwrap();
+            if message.payload() == b"again" {
+                break;
+            }
+        }
+    }
+    // The member has read on at the slave while its tenure lasted; what it has not committed comes again.
+    let mut came = BTreeSet::new();
+    while came.len() < COUNT {
+        let text = text(&member).await;
+        if text != "0" {
+            came.insert(text);
+        }
+    }
+    assert!(came.contains("again"));
     mq.close().await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Apache RocketMQ: nameservers and masters.
+//! Apache RocketMQ: nameservers, masters and slaves.
 
 mod install;
 mod node;
@@ -12,6 +12,7 @@ pub use options::RocketMqOptions;
 pub use program::JavaProgram;
 
 use install::{Archiving, Install};
+use node::Role;
 
 use crate::error::Context;
 use crate::maven::property;
@@ -21,12 +22,13 @@ use crate::{Backend, Broker, Cache, Certificates, Proxy, Result};
 
 /// A RocketMQ cluster in a folder and on ports of its own.
 ///
-/// As a [`Broker`] it is handled as a whole, nameservers and masters; [`RocketMq::name_servers`] and
-/// [`RocketMq::masters`] are handled one by one. Topics are not made by themselves.
+/// As a [`Broker`] it is handled as a whole; [`RocketMq::name_servers`], [`RocketMq::masters`] and
+/// [`RocketMq::slaves`] are handled one by one. Topics are not made by themselves.
 #[derive(Debug)]
 pub struct RocketMq {
     // Before `scratch`: fields are dropped in this order, and processes must be gone before their folder is.
     masters: Vec<RocketMqNode>,
+    slaves: Vec<RocketMqNode>,
     name_servers: Vec<RocketMqNode>,
     install: Install,
     certificates: Option<Certificates>,
@@ -80,12 +82,27 @@ impl RocketMq {
             .map(|index| RocketMqNode::name_server(&plan, index))
             .collect::<Result<Vec<_>>>()?;
         let addresses: Vec<_> = name_servers.iter().map(RocketMqNode::direct_address).collect();
-        let masters = ('a'..='z')
-            .take(options.masters)
-            .map(|letter| RocketMqNode::master(&plan, &format!("broker-{letter}"), addresses.clone()))
-            .collect::<Result<Vec<_>>>()?;
+        let role = if options.slaves {
+            Role::CopiedMaster
+        } else {
+            Role::Master
+        };
+        let brokers = |role: Role| {
+            ('a'..='z')
+                .take(options.masters)
+                .map(|letter| format!("broker-{letter}"))
+                .map(|name| RocketMqNode::broker(&plan, &name, role, addresses.clone()))
+                .collect::<Result<Vec<_>>>()
+        };
+        let masters = brokers(role)?;
+        let slaves = if options.slaves {
+            brokers(Role::Slave)?
+        } else {
+            Vec::new()
+        };
         Ok(Self {
             masters,
+            slaves,
             name_servers,
             install,
             certificates,
@@ -104,6 +121,12 @@ impl RocketMq {
     #[must_use]
     pub fn masters(&self) -> &[RocketMqNode] {
         &self.masters
+    }
+
+    /// Returns the slaves, that of `broker-a` first, if [`RocketMqOptions::with_slaves`] asked for them.
+    #[must_use]
+    pub fn slaves(&self) -> &[RocketMqNode] {
+        &self.slaves
     }
 
     /// Starts one node of this cluster again and waits until it is ready, a master until it is routed to.
@@ -163,7 +186,7 @@ impl RocketMq {
     }
 
     fn nodes(&self) -> impl Iterator<Item = &RocketMqNode> {
-        self.name_servers.iter().chain(&self.masters)
+        self.name_servers.iter().chain(&self.masters).chain(&self.slaves)
     }
 
     fn each(&self, act: impl Fn(&RocketMqNode) -> Result<()>) -> Result<()> {

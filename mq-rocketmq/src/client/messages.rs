@@ -318,21 +318,8 @@ impl Session {
         } else {
             deadline + options.wait + POLL_OVERRUN
         };
-        let mut last = None;
-        // By id, so the master comes first.
-        for address in self.cluster().addresses(&queue.broker).values() {
-            match self.call_at(address, &request, &(), deadline).await {
-                Ok((connection, answer)) => {
-                    return pulled(answer)
-                        .map_err(|answer| connection.refused(request_code(&request), &answer))?;
-                }
-                Err(error) if matches!(error, RemotingError::Connect { .. } | RemotingError::Tls { .. }) => {
-                    last = Some(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| no_master(&queue.broker)))
+        let (connection, answer) = self.call_any(&queue.broker, &request, &(), deadline).await?;
+        pulled(answer).map_err(|answer| connection.refused(request_code(&request), &answer))?
     }
 }
 

@@ -17,6 +17,7 @@ mod offsets;
 mod options;
 mod pool;
 mod pop;
+mod replicas;
 mod session;
 mod snapshot;
 

@@ -96,7 +96,8 @@ impl Session {
         self.ask(&queue.broker, &request, &(), deadline).await.map(drop)
     }
 
-    /// Reads what a queue holds. Brokers answer zeros for an unknown topic.
+    /// Reads what a queue holds; a replica is asked where the master cannot be reached. Brokers answer zeros for an
+    /// unknown topic.
     ///
     /// A broker indexes messages a moment after it answers their send, and counts only what is indexed: half of the
     /// time the next offset lacks the message that was just sent. [`catch_up`](Self::catch_up) before it cures that.
@@ -127,8 +128,8 @@ impl Session {
             broker,
         };
         let (least, most) = tokio::try_join!(
-            self.ask(&queue.broker, &least, &(), deadline),
-            self.ask(&queue.broker, &most, &(), deadline),
+            self.ask_any(&queue.broker, &least, &(), deadline),
+            self.ask_any(&queue.broker, &most, &(), deadline),
         )?;
         let next = most.field("offset")?;
         // The two are read apart, and a queue may be trimmed in between.
@@ -154,7 +155,7 @@ impl Session {
         let mut target = None;
         loop {
             let answer = self
-                .ask(broker, &Plain(codes::GET_BROKER_RUNTIME_INFO), &(), deadline)
+                .ask_any(broker, &Plain(codes::GET_BROKER_RUNTIME_INFO), &(), deadline)
                 .await;
             let info: RuntimeInfo = match answer {
                 Ok(answer) => answer.json("broker counters")?,
@@ -198,7 +199,7 @@ impl Session {
     }
 
     /// Finds the offset of the first message stored at or after a time in milliseconds since the epoch, by the
-    /// broker's clock; the next offset if there is none.
+    /// broker's clock; the next offset if there is none. A replica is asked where the master cannot be reached.
     ///
     /// # Errors
     ///
@@ -221,7 +222,7 @@ impl Session {
             boundary: Some("LOWER"),
             broker: Some(&*queue.broker),
         };
-        self.ask(&queue.broker, &request, &(), deadline)
+        self.ask_any(&queue.broker, &request, &(), deadline)
             .await?
             .field("offset")
     }

@@ -126,7 +126,21 @@ public class Interop {
         producer.shutdown();
     }
 
+    /** On a busy machine this client's first request may fail, which ends its start; a new one is started then. */
     static void consume(String topic, String group, boolean orderly) throws Exception {
+        for (int tries = 1;; tries++) {
+            try {
+                start(topic, group, orderly);
+                return;
+            } catch (IllegalStateException error) {
+                if (tries == 5) {
+                    throw error;
+                }
+            }
+        }
+    }
+
+    static void start(String topic, String group, boolean orderly) throws Exception {
         DefaultMQPushConsumer consumer = new DefaultMQPushConsumer(group);
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setPersistConsumerOffsetInterval(1000);
@@ -142,7 +156,12 @@ public class Interop {
                 return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
             });
         }
-        consumer.start();
+        try {
+            consumer.start();
+        } catch (IllegalStateException error) {
+            consumer.shutdown();
+            throw error;
+        }
         CONSUMERS.put(group, consumer);
     }
 

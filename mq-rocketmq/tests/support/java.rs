@@ -17,9 +17,14 @@ impl Java {
     pub(crate) fn start(cluster: &test_brokers::RocketMq, source: &str) -> Self {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(source);
         let program = block_in_place(|| cluster.java_program(&source, &[]));
-        let mut java = Self(program.expect("java starts"));
-        java.hear("ready");
-        java
+        Self::ready(program.expect("java starts"))
+    }
+
+    /// Waits until a program, in whatever language, is ready.
+    pub(crate) fn ready(program: JavaProgram) -> Self {
+        let mut all = Self(program);
+        all.hear("ready");
+        all
     }
 
     /// Waits for the next line that begins with a word, and returns the words after it.

@@ -24,7 +24,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// Where proxies of masters listen: a master registers an address with its own port.
 const PROXY_HOST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// A nameserver or a master, to be handled on its own.
+/// A nameserver, a master or a slave, to be handled on its own.
 #[derive(Debug)]
 pub struct RocketMqNode {
     kind: Kind,
@@ -45,10 +45,41 @@ pub struct RocketMqNode {
 #[derive(Debug)]
 enum Kind {
     NameServer,
-    Master {
+    Broker {
         name: String,
+        role: Role,
         name_servers: Vec<SocketAddr>,
     },
+}
+
+/// Which copy of a broker's messages a process has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The only one.
+    Master,
+    /// The one that is copied before a send is answered.
+    CopiedMaster,
+    Slave,
+}
+
+impl Role {
+    /// What a broker's configuration and its entry in routes say.
+    fn words(self) -> (u32, &'static str) {
+        match self {
+            Self::Master => (0, "ASYNC_MASTER"),
+            Self::CopiedMaster => (0, "SYNC_MASTER"),
+            Self::Slave => (1, "SLAVE"),
+        }
+    }
+
+    /// By default a master of version 5 waits for no copy, whatever its role is called, and a slave answers no reads.
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Master => "",
+            Self::CopiedMaster => "inSyncReplicas=2",
+            Self::Slave => "slaveReadEnable=true",
+        }
+    }
 }
 
 impl RocketMqNode {
@@ -72,10 +103,15 @@ impl RocketMqNode {
         Ok(node)
     }
 
-    pub(super) fn master(plan: &Plan<'_>, name: &str, name_servers: Vec<SocketAddr>) -> Result<Self> {
+    pub(super) fn broker(
+        plan: &Plan<'_>,
+        name: &str,
+        role: Role,
+        name_servers: Vec<SocketAddr>,
+    ) -> Result<Self> {
         // A master opens the port two below its own as well (its "VIP" port).
         let (port, below) = ReservedPort::with_one_below(2)?;
-        let replication = free_port()?;
+        let replicating = free_port()?;
         let proxy = if plan.options.proxy {
             let address = SocketAddr::from((PROXY_HOST, port.number()));
             Some(Proxy::start_at(address, port.address())?)
@@ -83,16 +119,25 @@ impl RocketMqNode {
             None
         };
         let addresses: Vec<String> = name_servers.iter().map(SocketAddr::to_string).collect();
-        let replication_port = replication.number();
-        let kind = Kind::Master {
+        let replication_port = replicating.number();
+        let kind = Kind::Broker {
             name: name.to_owned(),
+            role,
             name_servers,
         };
-        let node = Self::new(plan, kind, name, port, vec![below, replication], proxy)?;
+        let (id, role_name) = role.words();
+        let replication = role.settings();
+        let folder = match role {
+            Role::Slave => format!("{name}-slave"),
+            Role::Master | Role::CopiedMaster => name.to_owned(),
+        };
+        let node = Self::new(plan, kind, &folder, port, vec![below, replicating], proxy)?;
         let text = format!(
             "brokerClusterName=test
 brokerName={name}
-brokerId=0
+brokerId={id}
+brokerRole={role_name}
+{replication}
 namesrvAddr={name_servers}
 bindAddress=127.0.0.1
 brokerIP1={advertised}
@@ -121,7 +166,7 @@ registerNameServerPeriod=10000
             name_servers = addresses.join(";"),
             advertised = node.address().ip(),
             port = node.port.number(),
-            store = plan.stores.path().join(name).join("store").display(),
+            store = plan.stores.path().join(&folder).join("store").display(),
         );
         let text = plan
             .options
@@ -221,7 +266,7 @@ registerNameServerPeriod=10000
     pub(super) fn spawn(&self, scratch: &Scratch) -> Result<()> {
         let (class, heap) = match &self.kind {
             Kind::NameServer => ("org.apache.rocketmq.namesrv.NamesrvStartup", "-Xmx64m"),
-            Kind::Master { .. } => ("org.apache.rocketmq.broker.BrokerStartup", "-Xmx256m"),
+            Kind::Broker { .. } => ("org.apache.rocketmq.broker.BrokerStartup", "-Xmx256m"),
         };
         let mut command = self
             .install
@@ -234,7 +279,13 @@ registerNameServerPeriod=10000
             .fill(|name| Process::spawn(name, command, &output, scratch))
     }
 
-    /// Waits until the port is open, and for a master until every nameserver that lives routes to it.
+    /// Says whether this broker knows a topic (request code 351), by the name that RocketMQ has for it.
+    #[must_use]
+    pub fn has_topic(&self, topic: &str) -> bool {
+        ask(self.port.address(), 351, topic).is_ok_and(|answer| answer.contains(r#""code":0"#))
+    }
+
+    /// Waits until the port is open, and for a broker until every nameserver that lives routes to it.
     pub(super) fn wait_until_ready(&self) -> Result<()> {
         self.process.wait_until_ready(
             READY_LIMIT,
@@ -245,12 +296,17 @@ registerNameServerPeriod=10000
                 }
                 Ok(match &self.kind {
                     Kind::NameServer => true,
-                    Kind::Master { name, name_servers } if self.probe_in_plain_text => {
+                    Kind::Broker {
+                        name,
+                        role,
+                        name_servers,
+                    } if self.probe_in_plain_text => {
+                        let id = role.words().0;
                         let living = name_servers.iter().filter(|address| connects(**address));
-                        let routes: Vec<bool> = living.map(|address| routes(*address, name)).collect();
+                        let routes: Vec<bool> = living.map(|address| routes(*address, name, id)).collect();
                         routes.contains(&true) && !routes.contains(&false)
                     }
-                    Kind::Master { .. } => self.has_registered(),
+                    Kind::Broker { .. } => self.has_registered(),
                 })
             },
         )
@@ -268,7 +324,7 @@ registerNameServerPeriod=10000
     fn log_file(&self) -> PathBuf {
         self.folder.join("logs/rocketmqlogs").join(match &self.kind {
             Kind::NameServer => "namesrv.log",
-            Kind::Master { .. } => "broker.log",
+            Kind::Broker { .. } => "broker.log",
         })
     }
 
@@ -289,26 +345,34 @@ fn connects(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, PROBE_LIMIT).is_ok()
 }
 
-/// Asks a nameserver for the route of the topic that every master has, its own name (request code 105).
-fn routes(name_server: SocketAddr, master: &str) -> bool {
+/// Asks a nameserver for the route of the topic that every broker has, its own name (request code 105).
+fn routes(name_server: SocketAddr, broker: &str, id: u32) -> bool {
+    ask(name_server, 105, broker).is_ok_and(|answer| {
+        // Keys are numbers without quotes, unless the version of the request says that it can read JSON.
+        let addresses = answer.split("brokerAddrs").nth(1).unwrap_or_default();
+        let entries = addresses.split('}').next().unwrap_or_default();
+        let keys = [format!("{{{id}:"), format!(",{id}:"), format!("\"{id}\":")];
+        keys.iter().any(|key| entries.contains(key))
+    })
+}
+
+/// Asks one question about a topic and returns the answer as it came.
+fn ask(server: SocketAddr, code: u32, topic: &str) -> std::io::Result<String> {
     let header = format!(
-        r#"{{"code":105,"language":"OTHER","version":479,"opaque":1,"flag":0,"serializeTypeCurrentRPC":"JSON","extFields":{{"topic":"{master}"}}}}"#
+        r#"{{"code":{code},"language":"OTHER","version":479,"opaque":1,"flag":0,"serializeTypeCurrentRPC":"JSON","extFields":{{"topic":"{topic}"}}}}"#
     );
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&name_server, PROBE_LIMIT)?;
-        stream.set_read_timeout(Some(PROBE_LIMIT))?;
-        let length = u32::try_from(header.len()).unwrap_or_default();
-        stream.write_all(&(length + 4).to_be_bytes())?;
-        stream.write_all(&length.to_be_bytes())?;
-        stream.write_all(header.as_bytes())?;
-        let mut size = [0; 4];
-        stream.read_exact(&mut size)?;
-        let mut answer = Vec::new();
-        // A route is small; whoever announces more is no nameserver.
-        stream
-            .take(u64::from(u32::from_be_bytes(size).min(64 * 1024)))
-            .read_to_end(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    };
-    ask().is_ok_and(|answer| answer.contains("brokerAddrs"))
+    let mut stream = TcpStream::connect_timeout(&server, PROBE_LIMIT)?;
+    stream.set_read_timeout(Some(PROBE_LIMIT))?;
+    let length = u32::try_from(header.len()).unwrap_or_default();
+    stream.write_all(&(length + 4).to_be_bytes())?;
+    stream.write_all(&length.to_be_bytes())?;
+    stream.write_all(header.as_bytes())?;
+    let mut size = [0; 4];
+    stream.read_exact(&mut size)?;
+    let mut answer = Vec::new();
+    // What is asked for here is small; whoever announces more is no server of RocketMQ's.
+    stream
+        .take(u64::from(u32::from_be_bytes(size).min(64 * 1024)))
+        .read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

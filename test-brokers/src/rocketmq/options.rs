@@ -9,6 +9,7 @@ use crate::{Cache, Result};
 pub struct RocketMqOptions {
     pub(super) name_servers: usize,
     pub(super) masters: usize,
+    pub(super) slaves: bool,
     pub(super) proxy: bool,
     pub(super) tls_names: Option<Vec<String>>,
     pub(super) lines: Vec<String>,
@@ -20,6 +21,7 @@ impl Default for RocketMqOptions {
         Self {
             name_servers: 1,
             masters: 1,
+            slaves: false,
             proxy: false,
             tls_names: None,
             lines: Vec::new(),
@@ -43,6 +45,17 @@ impl RocketMqOptions {
     /// Starts this many masters, at most 26, called `broker-a`, `broker-b`, ... (default: 1; less is taken as 1).
     pub fn with_masters(mut self, count: usize) -> Self {
         self.masters = count.clamp(1, 26);
+        self
+    }
+
+    /// Gives each master a slave, which reads may go to, and has the masters answer a send only when it is copied
+    /// (default: none).
+    ///
+    /// A slave copies the masters' list of topics every ten seconds; [`RocketMqNode::has_topic`] tells whether it has one.
+    ///
+    /// [`RocketMqNode::has_topic`]: super::RocketMqNode::has_topic
+    pub fn with_slaves(mut self) -> Self {
+        self.slaves = true;
         self
     }
 
