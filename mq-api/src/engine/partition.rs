@@ -317,6 +317,42 @@ impl Partition {
         Some(self.taken(source, index, seq, weight))
     }
 
+    /// Tells whether a batch is one message that may be handed over as it comes.
+    #[inline]
+    pub(crate) fn goes_straight(&self, batch: &Batch, config: &EngineConfig) -> bool {
+        self.id == batch.assignment
+            && self.generation == batch.generation
+            && batch.records.len() == 1
+            && self.fetched.is_empty()
+            && self.goes_plain()
+            && !self.window_full(config)
+    }
+
+    /// Takes the message of a batch that [goes straight](Self::goes_straight), and counts its hand-over.
+    #[inline]
+    pub(crate) fn take_straight(&mut self, batch: Batch, owner: &Arc<dyn Settle>) -> Item {
+        let weight = batch.records.weight();
+        let (segment, range) = batch.records.into_held();
+        self.next_offset = self.next_offset.max(batch.next_offset);
+        self.charge.add(weight);
+        self.unacked_bytes += weight;
+        let seq = self.window.push(segment.record(range.start).offset, 0, 1);
+        let source = Source {
+            segment,
+            owner: Arc::clone(owner),
+            assignment: self.id,
+            generation: self.generation,
+            len: 1,
+        };
+        Item {
+            source: Arc::new(source),
+            index: range.start,
+            seq,
+            weight: u32::try_from(weight).unwrap_or(u32::MAX),
+            stored: false,
+        }
+    }
+
     /// Takes up to `most` fresh messages of the first batch and counts their hand-over, in the plain case alone. Returns
     /// how many.
     pub(crate) fn take_plain_run(

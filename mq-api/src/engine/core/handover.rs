@@ -122,7 +122,10 @@ impl Core {
     #[inline]
     pub(crate) fn take_one(&mut self, auto_ack: bool) -> Option<Delivery> {
         if !self.has_ready() {
-            return None;
+            let straight = self.take_straight();
+            if straight.is_some() || !self.has_ready() {
+                return straight;
+            }
         }
         let now = self.now();
         if let Some(item) = self.take_plain(now) {
