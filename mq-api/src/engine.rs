@@ -143,15 +143,14 @@ impl Engine {
             return false;
         }
         core.drive_if_fired();
-        if !take(&mut core) {
-            // Whoever keeps up with single sends finds each message only here, with the driver.
-            if !core.unarmed {
+        let mut driven = false;
+        while !take(&mut core) {
+            // Whoever keeps up with the senders finds what comes only here, with the driver.
+            if driven || !core.unarmed {
                 return false;
             }
+            driven = true;
             core.drive(Until::Ready);
-            if !take(&mut core) {
-                return false;
-            }
         }
         let kick = std::mem::take(&mut core.kick);
         let (more, unarmed) = (core.may_have_more(), core.unarmed);

@@ -155,7 +155,8 @@ impl AckWindow {
     fn advance(&mut self) {
         while let Some(word) = self.acked.front() {
             // What is shifted in is zero, so the run ends with the word at the latest.
-            let run = u64::from((word >> (self.head % WORD)).trailing_ones());
+            let at = self.head % WORD;
+            let run = u64::from((word >> at).trailing_ones());
             if run == 0 {
                 return;
             }
@@ -168,6 +169,10 @@ impl AckWindow {
                 self.slots.drain(..run as usize);
             }
             self.move_head(run);
+            // Else the run may go on in the next word.
+            if at + run < WORD {
+                return;
+            }
         }
     }
 
