@@ -1,7 +1,10 @@
 //! The work that measures the core: ours on memory, through the public API and `dyn` driver, and what it is compared
 //! with. Every receiver checks every payload.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mq_api::{Consumer, Message, Mq, Producer, TopicSpec};
 use mq_memory::MemoryMq;
@@ -12,13 +15,16 @@ use tokio::{
 };
 
 use crate::{
+    meter::{Meter, Sample, Times, steady},
+    ours::{since, stamp},
     payload::{Check, Payloads},
-    rounds::rate,
 };
+
+type Outcome = Result<Sample, String>;
 
 /// What one round moves.
 #[derive(Clone, Debug)]
-pub struct Work {
+pub struct Load {
     /// How many messages all producers send together.
     pub messages: u64,
     /// How many send.
@@ -35,7 +41,7 @@ pub struct Work {
     pub payloads: Arc<Payloads>,
 }
 
-impl Work {
+impl Load {
     /// Describes one producer and one member that move messages one by one.
     #[must_use]
     pub fn one_to_one(messages: u64) -> Self {
@@ -54,13 +60,15 @@ impl Work {
         self.messages / self.producers
     }
 
-    fn judge(&self, check: Check, begun: Instant) -> Result<f64, String> {
+    /// Stops the clock, and says what was lost or doubled.
+    fn judge(&self, check: Check, meter: Meter) -> Outcome {
+        let sample = meter.stop(self.messages);
         let mut expected = Check::default();
         for _ in 0..self.producers {
             expected.add(Check::expected(self.each(), self.groups));
         }
         if check == expected {
-            Ok(rate(self.messages, begun.elapsed()))
+            Ok(sample)
         } else {
             Err(format!("received {check:?}, sent {expected:?}"))
         }
@@ -106,41 +114,41 @@ pub async fn open(partitions: u32) -> mq_api::Result<Mq> {
 ///
 /// # Errors
 /// Says what was lost or doubled, or what a call answered.
-pub fn ours(runtime: &Runtime, work: &Work) -> Result<f64, String> {
+pub fn ours(runtime: &Runtime, load: &Load) -> Outcome {
     runtime
-        .block_on(run_ours(work.clone()))
+        .block_on(run_ours(load.clone()))
         .map_err(|error| error.to_string())?
 }
 
-async fn run_ours(work: Work) -> mq_api::Result<Result<f64, String>> {
-    let mq = open(work.partitions).await?;
+async fn run_ours(load: Load) -> mq_api::Result<Outcome> {
+    let mq = open(load.partitions).await?;
     let mut receivers = JoinSet::new();
-    let share = work.messages / work.members;
-    for group in 0..work.groups {
+    let share = load.messages / load.members;
+    for group in 0..load.groups {
         let mut members = Vec::new();
-        for _ in 0..work.members {
+        for _ in 0..load.members {
             members.push(
                 mq.consumer("t", format!("group{group}"))
                     .max_unacked(100_000)
                     .await?,
             );
         }
-        settle(&members, work.partitions).await;
+        settle(&members, load.partitions).await;
         for member in members {
-            let batch = work.batch;
-            let owned = u64::from(work.partitions) / work.members;
-            let expect = if work.members == 1 { work.messages } else { share };
+            let batch = load.batch;
+            let owned = u64::from(load.partitions) / load.members;
+            let expect = if load.members == 1 { load.messages } else { share };
             debug_assert!(owned > 0);
             receivers.spawn(async move { receive(&member, expect, batch).await });
         }
     }
     let producer = mq.producer("t").await?;
-    let begun = Instant::now();
+    let meter = Meter::start();
     let mut senders = JoinSet::new();
-    for number in 0..work.producers {
+    for number in 0..load.producers {
         let producer = producer.clone();
-        let work = work.clone();
-        senders.spawn(async move { send(&producer, number, &work).await });
+        let load = load.clone();
+        senders.spawn(async move { send(&producer, number, &load).await });
     }
     while let Some(sent) = senders.join_next().await {
         sent.expect("a sender does not panic")?;
@@ -149,7 +157,7 @@ async fn run_ours(work: Work) -> mq_api::Result<Result<f64, String>> {
     while let Some(received) = receivers.join_next().await {
         check.add(received.expect("a receiver does not panic")?);
     }
-    Ok(work.judge(check, begun))
+    Ok(load.judge(check, meter))
 }
 
 /// Waits until every partition has an owner, so that the clock measures no rebalance.
@@ -164,12 +172,12 @@ async fn settle(members: &[Consumer], partitions: u32) {
     }
 }
 
-async fn send(producer: &Producer, number: u64, work: &Work) -> mq_api::Result<()> {
-    let many = work.partitions > 1;
-    let partition = u32::try_from(number).unwrap_or(0) % work.partitions;
-    if work.batch == 1 {
-        for index in 0..work.each() {
-            let message = Message::new(work.payloads.of(index));
+async fn send(producer: &Producer, number: u64, load: &Load) -> mq_api::Result<()> {
+    let many = load.partitions > 1;
+    let partition = u32::try_from(number).unwrap_or(0) % load.partitions;
+    if load.batch == 1 {
+        for index in 0..load.each() {
+            let message = Message::new(load.payloads.of(index));
             if many {
                 producer.produce_to(partition, message).await?;
             } else {
@@ -179,9 +187,9 @@ async fn send(producer: &Producer, number: u64, work: &Work) -> mq_api::Result<(
         return Ok(());
     }
     let mut index = 0;
-    while index < work.each() {
-        let end = (index + work.batch as u64).min(work.each());
-        let messages = (index..end).map(|index| Message::new(work.payloads.of(index)));
+    while index < load.each() {
+        let end = (index + load.batch as u64).min(load.each());
+        let messages = (index..end).map(|index| Message::new(load.payloads.of(index)));
         let results = if many {
             producer.produce_batch_to(partition, messages).await
         } else {
@@ -220,14 +228,14 @@ async fn receive(member: &Consumer, messages: u64, batch: usize) -> mq_api::Resu
 ///
 /// # Errors
 /// Says what was lost or doubled.
-pub fn mpsc(runtime: &Runtime, work: &Work) -> Result<f64, String> {
+pub fn mpsc(runtime: &Runtime, load: &Load) -> Outcome {
     runtime.block_on(async {
         let mut channels = Vec::new();
         let mut receivers = JoinSet::new();
-        for _ in 0..work.members {
+        for _ in 0..load.members {
             let (sender, mut receiver) = mpsc::channel::<Message>(1024);
             channels.push(sender);
-            let most = work.batch.max(1);
+            let most = load.batch.max(1);
             receivers.spawn(async move {
                 let mut check = Check::default();
                 if most == 1 {
@@ -245,15 +253,15 @@ pub fn mpsc(runtime: &Runtime, work: &Work) -> Result<f64, String> {
                 check
             });
         }
-        let begun = Instant::now();
+        let meter = Meter::start();
         let mut senders = JoinSet::new();
-        for number in 0..work.producers {
-            let at = usize::try_from(number % work.members).unwrap_or(0);
+        for number in 0..load.producers {
+            let at = usize::try_from(number % load.members).unwrap_or(0);
             let sender = channels[at].clone();
-            let work = work.clone();
+            let load = load.clone();
             senders.spawn(async move {
-                for index in 0..work.each() {
-                    if sender.send(Message::new(work.payloads.of(index))).await.is_err() {
+                for index in 0..load.each() {
+                    if sender.send(Message::new(load.payloads.of(index))).await.is_err() {
                         return;
                     }
                 }
@@ -265,7 +273,7 @@ pub fn mpsc(runtime: &Runtime, work: &Work) -> Result<f64, String> {
         while let Some(received) = receivers.join_next().await {
             check.add(received.expect("a receiver does not panic"));
         }
-        work.judge(check, begun)
+        load.judge(check, meter)
     })
 }
 
@@ -274,12 +282,12 @@ pub fn mpsc(runtime: &Runtime, work: &Work) -> Result<f64, String> {
 ///
 /// # Errors
 /// Says what was lost or doubled.
-pub fn broadcast(runtime: &Runtime, work: &Work) -> Result<f64, String> {
+pub fn broadcast(runtime: &Runtime, load: &Load) -> Outcome {
     const WINDOW: usize = 1024;
     runtime.block_on(async {
         let (sender, _) = broadcast::channel::<Message>(WINDOW);
         let mut receivers = JoinSet::new();
-        for _ in 0..work.groups {
+        for _ in 0..load.groups {
             let mut receiver = sender.subscribe();
             receivers.spawn(async move {
                 let mut check = Check::default();
@@ -289,12 +297,12 @@ pub fn broadcast(runtime: &Runtime, work: &Work) -> Result<f64, String> {
                 check
             });
         }
-        let begun = Instant::now();
-        for index in 0..work.messages {
+        let meter = Meter::start();
+        for index in 0..load.messages {
             while sender.len() >= WINDOW - 1 {
                 tokio::task::yield_now().await;
             }
-            if sender.send(Message::new(work.payloads.of(index))).is_err() {
+            if sender.send(Message::new(load.payloads.of(index))).is_err() {
                 break;
             }
         }
@@ -303,6 +311,40 @@ pub fn broadcast(runtime: &Runtime, work: &Work) -> Result<f64, String> {
         while let Some(received) = receivers.join_next().await {
             check.add(received.expect("a receiver does not panic"));
         }
-        work.judge(check, begun)
+        load.judge(check, meter)
+    })
+}
+
+/// Sends over tokio's channel at a steady rate; gives the figures of [`PROMISE`](crate::side::PROMISE).
+///
+/// # Errors
+/// Says that the channel ended.
+pub fn steady_mpsc(runtime: &Runtime, messages: u64, gap: Duration) -> Outcome {
+    runtime.block_on(async {
+        let (sender, mut receiver) = mpsc::channel::<Message>(1024);
+        let zero = Instant::now();
+        let sending = tokio::spawn(async move {
+            let mut published = Times::default();
+            let mut pace = steady(gap);
+            for _ in 0..messages {
+                pace.tick().await;
+                let begun = Instant::now();
+                if sender.send(Message::new(stamp(zero))).await.is_err() {
+                    break;
+                }
+                published.take(begun.elapsed());
+            }
+            published
+        });
+        let mut delivered = Times::default();
+        while let Some(message) = receiver.recv().await {
+            delivered.take(since(zero, message.payload_or_empty()));
+        }
+        let published = sending.await.expect("the sender does not panic");
+        if delivered.count() == messages {
+            Ok(Sample::promise(published, delivered))
+        } else {
+            Err(format!("{} of {messages} messages came", delivered.count()))
+        }
     })
 }

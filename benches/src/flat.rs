@@ -1,25 +1,32 @@
 //! What one message costs in the core, in nanoseconds, while something else grows: a backlog, a window, partitions,
 //! topics, groups. And how long a message takes there and back.
 
-use std::time::Instant;
+use std::{process::Command, time::Instant};
 
 use mq_api::{Consumer, Delivery, Message, Mq, Producer, Result};
 use mq_memory::MemoryMq;
 use tokio::{runtime::Runtime, sync::mpsc};
 
-use crate::{core::open, payload::Payloads};
+use crate::{
+    core::{current_thread, open},
+    meter::{Sample, Times, resident},
+    payload::Payloads,
+};
 
 /// How many messages a filling call sends.
 const FILL: u64 = 256;
 
-type Measured = std::result::Result<f64, String>;
+type Measured = std::result::Result<Sample, String>;
+
+/// What makes a program that has called [`told_to_keep`] measure what a message keeps, in a process of its own.
+const KEEP: &str = "--keep";
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a bench lie far below 2^52")]
-fn nanos_each(begun: Instant, count: u64) -> f64 {
-    begun.elapsed().as_secs_f64() * 1e9 / count as f64
+fn nanos_each(begun: Instant, count: u64) -> Sample {
+    Sample::of([begun.elapsed().as_secs_f64() * 1e9 / count as f64])
 }
 
-fn run(runtime: &Runtime, work: impl Future<Output = Result<f64>>) -> Measured {
+fn run(runtime: &Runtime, work: impl Future<Output = Result<Sample>>) -> Measured {
     runtime.block_on(work).map_err(|error| error.to_string())
 }
 
@@ -111,9 +118,9 @@ pub fn unacked(runtime: &Runtime, window: u64, count: u64) -> Measured {
 ///
 /// # Errors
 /// What a call answered.
-pub fn partitions(runtime: &Runtime, partitions: u32, count: u64) -> Measured {
+pub fn partitions(runtime: &Runtime, partitions: u64, count: u64) -> Measured {
     run(runtime, async {
-        let mq = open(partitions).await?;
+        let mq = open(u32::try_from(partitions).unwrap_or(u32::MAX)).await?;
         let producer = mq.producer("t").await?;
         let payloads = Payloads::new(100);
         let consumers = [owning(&mq, "g", partitions as usize).await?];
@@ -128,7 +135,7 @@ pub fn partitions(runtime: &Runtime, partitions: u32, count: u64) -> Measured {
 ///
 /// # Errors
 /// What a call answered.
-pub fn topics(runtime: &Runtime, topics: u32, count: u64) -> Measured {
+pub fn topics(runtime: &Runtime, topics: u64, count: u64) -> Measured {
     run(runtime, async {
         let mq = Mq::from_driver(MemoryMq::new());
         mq.create_topic("t", 1).await?;
@@ -170,10 +177,9 @@ pub fn groups(runtime: &Runtime, groups: u64, count: u64) -> Measured {
     })
 }
 
-/// Sorts times and returns the middle one.
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+/// Gives the figures of [`THERE_AND_BACK`](crate::side::THERE_AND_BACK).
+fn there_and_back(mut times: Times) -> Sample {
+    Sample::of([0.5, 0.99].map(|part| times.percentile(part) * 1e3))
 }
 
 /// Sends a message to another task, which sends one back: the median of so many times there and back.
@@ -198,14 +204,14 @@ pub fn ping_pong(runtime: &Runtime, count: u64) -> Measured {
         });
         let payloads = Payloads::new(100);
         let pinging = tokio::spawn(async move {
-            let mut times = Vec::new();
+            let mut times = Times::default();
             for index in 0..count {
                 let begun = Instant::now();
                 there.produce(Message::new(payloads.of(index))).await?;
                 home.consume().await?.ack()?;
-                times.push(nanos_each(begun, 1));
+                times.take(begun.elapsed());
             }
-            Ok::<_, mq_api::Error>(median(times))
+            Ok::<_, mq_api::Error>(there_and_back(times))
         });
         let (echoed, pinged) = (echo.await, pinging.await);
         echoed.expect("the echo does not panic")?;
@@ -230,19 +236,73 @@ pub fn ping_pong_mpsc(runtime: &Runtime, count: u64) -> Measured {
         });
         let payloads = Payloads::new(100);
         let pinging = tokio::spawn(async move {
-            let mut times = Vec::new();
+            let mut times = Times::default();
             for index in 0..count {
                 let begun = Instant::now();
                 let sent = there.send(Message::new(payloads.of(index))).await;
                 if sent.is_err() || home.recv().await.is_none() {
                     return Err("a channel ended".to_owned());
                 }
-                times.push(nanos_each(begun, 1));
+                times.take(begun.elapsed());
             }
-            Ok(median(times))
+            Ok(there_and_back(times))
         });
         let times = pinging.await.expect("the pinging task does not panic");
         echo.await.expect("the echo does not panic");
         times
     })
+}
+
+/// Asks this program, which must begin with [`told_to_keep`], what each of so many retained messages of 100 bytes keeps in
+/// RAM, in bytes. In a process that did something before, what that gave back to the allocator would hide it.
+///
+/// # Errors
+/// Says what the other process said.
+pub fn kept(count: u64) -> Measured {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let child = Command::new(program).args([KEEP, &count.to_string()]).output();
+    let told = child.map_err(|error| error.to_string())?.stdout;
+    let told = String::from_utf8_lossy(&told);
+    let bytes: f64 = told
+        .trim()
+        .parse()
+        .map_err(|_| format!("the process told `{told}`"))?;
+    Ok(Sample::of([bytes]))
+}
+
+/// Measures for [`kept`] where the command line asks for that, and prints it; `false` where it does not.
+#[allow(clippy::print_stdout, clippy::print_stderr)] // It is how one process tells the other.
+#[must_use]
+pub fn told_to_keep() -> bool {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let [word, count] = words.as_slice() else {
+        return false;
+    };
+    if word != KEEP {
+        return false;
+    }
+    let count = count.parse().map_err(|_| format!("`{count}` is no count"));
+    match count.and_then(keep) {
+        Ok(bytes) => println!("{bytes}"),
+        Err(why) => eprintln!("{why}"),
+    }
+    true
+}
+
+fn keep(count: u64) -> std::result::Result<f64, String> {
+    let stored = current_thread().block_on(async {
+        let mq = open(1).await?;
+        let producer = mq.producer("t").await?;
+        let before = resident();
+        for index in 0..count {
+            let mut own = index.to_le_bytes().to_vec();
+            own.resize(100, 0xAB);
+            producer.produce(Message::new(own)).await?;
+        }
+        Ok::<_, mq_api::Error>((mq, before, resident()))
+    });
+    let (_mq, before, after) = stored.map_err(|error| error.to_string())?;
+    #[expect(clippy::cast_precision_loss, reason = "counts of a bench lie far below 2^52")]
+    let count = count as f64;
+    Ok((after? - before?) / count)
 }

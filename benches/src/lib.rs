@@ -9,6 +9,7 @@ pub mod flat;
 pub mod idle;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod memory;
 pub mod meter;
 pub mod ours;
 pub mod payload;
@@ -22,4 +23,3 @@ pub mod rocketmq;
 pub mod rounds;
 pub mod side;
 pub mod standard;
-pub mod table;

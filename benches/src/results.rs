@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use crate::{
     rounds::Goal,
     side::{Line, Spread, Unit},
-    table::short,
 };
 
 /// Writes the lines of a backend as a Markdown section.
@@ -53,9 +52,20 @@ fn value(unit: Unit, spread: Option<Spread>) -> String {
     match unit {
         Unit::Rate => format!("{}/s", short(median)),
         Unit::Micros => format!("{median:.0} us"),
+        Unit::Nanos => format!("{median:.0} ns"),
         Unit::Bytes => format!("{median:.0} B"),
         Unit::Percent => format!("{median:.2} %"),
         Unit::Count => format!("{median:.0}"),
+    }
+}
+
+fn short(number: f64) -> String {
+    if number >= 1e6 {
+        format!("{:.2} M", number / 1e6)
+    } else if number >= 1e3 {
+        format!("{:.1} k", number / 1e3)
+    } else {
+        format!("{number:.1}")
     }
 }
 

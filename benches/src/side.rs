@@ -18,6 +18,8 @@ pub enum Unit {
     Rate,
     /// Microseconds: less is better.
     Micros,
+    /// Nanoseconds: less is better.
+    Nanos,
     /// Bytes of each: less is better.
     Bytes,
     /// Per cent of a processor: less is better.
@@ -43,6 +45,12 @@ pub const RATE: &[Figure] = &[Figure {
 
 /// The figures of work that is measured by the time from the call of `produce` to the hand-over.
 pub const LATENCY: &[Figure] = &[micros("p50"), micros("p99"), micros("p99.9")];
+
+/// The figures of work in memory that is measured by the time from a call to the answer to what it sent.
+pub const THERE_AND_BACK: &[Figure] = &[nanos("p50"), nanos("p99")];
+
+/// The figure of work in memory that is measured by the time of each message.
+pub const EACH: &[Figure] = &[nanos("")];
 
 /// The figures of the promise: the times of `produce` itself, then those of the delivery.
 pub const PROMISE: &[Figure] = &[
@@ -74,6 +82,13 @@ const fn micros(name: &'static str) -> Figure {
     Figure {
         name,
         unit: Unit::Micros,
+    }
+}
+
+const fn nanos(name: &'static str) -> Figure {
+    Figure {
+        name,
+        unit: Unit::Nanos,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use test_brokers::Backend;
 
@@ -21,8 +20,8 @@ durability, windows and acks, and every message is checked: who loses or doubles
 ours divided by theirs: above 1 is better for rates, below 1 for times and memory. CPU is the processor time of the
 client's process for one message. Absolute numbers do not travel to other machines; ratios mostly do.
 
-Peers: `omniqueue` in memory, `sea-streamer` on Redis and Kafka, `ruststream` on RabbitMQ. Not measured: `omniqueue` on
-RabbitMQ, which does not wait for confirms, and `mq-bridge` and `shove`.
+Peers: `omniqueue`, `mq-bridge` and `ruststream` in memory, `sea-streamer` on Redis and Kafka, `ruststream` on RabbitMQ.
+Not measured: `omniqueue` on RabbitMQ, which does not wait for confirms, `mq-bridge` elsewhere, and `shove`.
 ";
 
 /// Measures the chosen backends, or all that have a bench.
@@ -85,20 +84,6 @@ fn measure(target: Target, bench: &Bench, folder: &Path, peers: bool) -> Result<
     command.args(["run", "--quiet"]).args(chosen).arg("--");
     if bench.quick {
         command.arg("--quick");
-    }
-    if target == Target::Memory {
-        // The core's bench prints its tables and is told nothing of files.
-        let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
-        let tables = String::from_utf8_lossy(&output.stdout);
-        println!("{tables}");
-        if bench.write {
-            fs::create_dir_all(folder)?;
-            fs::write(
-                folder.join("memory.md"),
-                format!("## Memory\n\n{}\n", tables.trim()),
-            )?;
-        }
-        return Ok(output.status.success());
     }
     if bench.write {
         fs::create_dir_all(folder)?;

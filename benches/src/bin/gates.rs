@@ -100,7 +100,31 @@ impl Bench {
     }
 }
 
+/// Sends a message there and an answer back, each to a task that waits for it: what a call costs that finds nothing, and
+/// its wake.
+async fn there_and_back(count: u64) -> Result<()> {
+    let (there, back) = (Bench::open().await?, Bench::open().await?);
+    let payloads = there.payloads.clone();
+    let (to, from) = (there.producer.clone(), back.consumer.clone());
+    let echo = tokio::spawn(async move {
+        for _ in 0..count {
+            let delivery = there.consumer.consume().await?;
+            back.producer.produce(delivery.message().clone()).await?;
+            delivery.ack()?;
+        }
+        Ok::<_, mq_api::Error>((there, back))
+    });
+    for index in 0..count {
+        to.produce(Message::new(payloads.of(index))).await?;
+        from.consume().await?.ack()?;
+    }
+    echo.await.expect("the echo does not panic").map(drop)
+}
+
 async fn work(name: &str, count: u64) -> Result<bool> {
+    if name == "there-and-back" {
+        return there_and_back(count).await.map(|()| true);
+    }
     let bench = Bench::open().await?;
     match name {
         "produce-single" => bench.produce(count, 1).await?,
