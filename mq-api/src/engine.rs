@@ -185,20 +185,23 @@ impl Engine {
             let found = self.with(|core| {
                 self.waiters.begin_look();
                 core.check_open()?;
-                core.drive_if_fired();
-                if let Some(result) = take(core) {
-                    return Ok(Look::Found(result, core.may_have_more()));
-                }
-                while core.drive(Until::Ready) {
+                // Who comes here has just looked, as a rule, and found nothing: a second look took 150 instructions.
+                if core.may_bring() {
+                    core.drive_if_fired();
                     if let Some(result) = take(core) {
                         return Ok(Look::Found(result, core.may_have_more()));
                     }
+                    while core.drive(Until::Ready) {
+                        if let Some(result) = take(core) {
+                            return Ok(Look::Found(result, core.may_have_more()));
+                        }
+                    }
+                    // What the events brought counts more than an error that they brought behind it.
+                    if let Some(result) = take(core) {
+                        return Ok(Look::Found(result, core.has_ready()));
+                    }
+                    core.check_open()?;
                 }
-                // What the events brought counts more than an error that they brought behind it.
-                if let Some(result) = take(core) {
-                    return Ok(Look::Found(result, core.has_ready()));
-                }
-                core.check_open()?;
                 // Under the lock: what is made ready from here on finds this call among those who wait.
                 Ok(if entry.wait(cx.waker()) {
                     Look::Waits

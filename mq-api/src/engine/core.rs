@@ -261,6 +261,12 @@ impl Core {
         self.has_ready() || self.unarmed
     }
 
+    /// Tells whether a look may find something, here or with the driver.
+    #[inline]
+    pub(crate) fn may_bring(&self) -> bool {
+        self.may_have_more() || self.waiters.has_fired()
+    }
+
     /// Tells whether a waiting call may find something.
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty()

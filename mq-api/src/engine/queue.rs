@@ -425,7 +425,7 @@ impl Task {
         let engine = Arc::clone(&self.engine);
         let mut state = engine.lock();
         let now = Instant::now();
-        engine.waiters.look(false);
+        engine.waiters.rest();
         let ending = state.closing || state.terminal.is_some();
         if ending && self.close_by.is_none() {
             self.close_by = Some(now + engine.config.close_timeout);

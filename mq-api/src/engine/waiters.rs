@@ -59,6 +59,12 @@ impl Waiters {
         self.fired.load(Ordering::Acquire) && self.fired.swap(false, Ordering::AcqRel)
     }
 
+    /// Tells whether events must be taken in.
+    #[inline]
+    pub(crate) fn has_fired(&self) -> bool {
+        self.fired.load(Ordering::Acquire)
+    }
+
     /// Wakes the call that has waited longest; notes the event where none waits.
     pub(crate) fn notify(&self) {
         if !self.wake_first() {
@@ -149,20 +155,28 @@ impl Waiters {
         self.task.notified().await;
     }
 
-    /// Tells the engine's task whether an event was noted since the last look, or there is something to look at anyway;
-    /// if not, ticking ends.
+    /// Tells the engine's task whether an event was noted since the last look, or there is something to look at anyway.
     pub(crate) fn look(&self, anyway: bool) -> bool {
-        if self.unseen.swap(false, Ordering::SeqCst) || anyway {
+        let news = self.unseen.swap(false, Ordering::SeqCst) || anyway;
+        if news {
             self.ticking.store(true, Ordering::SeqCst);
-            return true;
         }
+        news
+    }
+
+    /// Tells whether the engine's task is to look on its tick.
+    pub(crate) fn is_ticking(&self) -> bool {
+        self.ticking.load(Ordering::SeqCst)
+    }
+
+    /// Ends the ticking; `false` where an event came in between, which found it still on.
+    pub(crate) fn rest(&self) -> bool {
         self.ticking.store(false, Ordering::SeqCst);
-        // An event that came in between found the ticking still on.
         let late = self.unseen.swap(false, Ordering::SeqCst);
         if late {
             self.ticking.store(true, Ordering::SeqCst);
         }
-        late
+        !late
     }
 
     /// Enters a call, or renews its waker. Returns `false`, and enters nothing, where an event was noted meanwhile: the

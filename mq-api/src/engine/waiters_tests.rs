@@ -55,4 +55,16 @@ fn the_task_hears_of_a_note_once() {
     waiters.notify();
     assert!(waiters.look(false));
     assert!(!waiters.look(false));
+    assert!(waiters.is_ticking() && waiters.rest());
+    assert!(!waiters.is_ticking());
+}
+
+#[test]
+fn a_note_that_comes_before_the_ticking_ends_is_looked_at() {
+    let waiters = Waiters::default();
+    waiters.tick();
+    assert!(!waiters.look(false));
+    waiters.notify();
+    assert!(!waiters.rest() && waiters.is_ticking());
+    assert!(waiters.rest());
 }
