@@ -49,6 +49,7 @@ pub struct Ours {
     runtime: Rc<Runtime>,
     mq: Mq,
     next: Cell<u64>,
+    warm_up: Cell<u64>,
     stored: RefCell<HashMap<(usize, u32, u64), String>>,
 }
 
@@ -102,8 +103,14 @@ impl Ours {
             runtime,
             mq,
             next: Cell::new(0),
+            warm_up: Cell::new(1),
             stored: RefCell::default(),
         })
+    }
+
+    /// Sets how many messages go before those that count, at the same pace, where a steady rate is measured (default: 1).
+    pub fn warm_up(&self, messages: u64) {
+        self.warm_up.set(messages);
     }
 
     /// Returns the client.
@@ -288,8 +295,12 @@ impl Ours {
                 let producer = self.mq.producer(&topic).await?;
                 let zero = Instant::now();
                 // Both ends are warm before the first that counts.
-                producer.produce(Message::new(stamp(zero))).await?;
-                still(consumer.consume()).await?.ack()?;
+                let mut pace = steady(gap);
+                for _ in 0..self.warm_up.get() {
+                    pace.tick().await;
+                    producer.produce(Message::new(stamp(zero))).await?;
+                    still(consumer.consume()).await?.ack()?;
+                }
                 let sending = tokio::spawn(async move {
                     let mut published = Times::default();
                     let mut pace = steady(gap);
@@ -555,7 +566,7 @@ async fn send_rest(producer: &Producer, messages: u64, payloads: &Payloads, send
 }
 
 /// Waits until a topic is seen to hold all messages; says what it holds where it does not.
-async fn holds(mq: &Mq, topic: &str, messages: u64) -> std::result::Result<(), String> {
+pub(crate) async fn holds(mq: &Mq, topic: &str, messages: u64) -> std::result::Result<(), String> {
     let by = Instant::now() + SEEN;
     loop {
         let described = mq.describe_topic(topic).await.map_err(text)?;

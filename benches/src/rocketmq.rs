@@ -25,6 +25,9 @@ use crate::{
     standard::Standard,
 };
 
+/// How many messages go at the steady pace before those that count, on every side: a second of them, so that a JVM has
+/// compiled what it runs and every member has what it is to own.
+const WARM_UP: u64 = 500;
 /// How long one round of another client may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -64,6 +67,7 @@ pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Optio
         driver.map(Mq::from_driver).map_err(text)
     };
     let all = Standard::new(Ours::new(Rc::clone(&runtime), connect()?), options);
+    all.ours().warm_up(WARM_UP);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rocketmq/Bench.java");
     let jvm = ["-XX:TieredStopAtLevel=4", "-Xmx1g"];
     let java = cluster.java_program(&source, &jvm).map_err(text)?;
@@ -101,7 +105,7 @@ pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Optio
         Rc::new(move |peer| peer.produce(count, size, how))
     };
     let consumed = |peer: &Peer| vec![Goal::AtLeast(if peer.name == "Go" { 2.0 } else { 1.3 })];
-    let consume = |size: usize| -> PeerRound { Rc::new(move |peer| peer.consume(many, size)) };
+    let consume = |size: usize| -> PeerRound { Rc::new(move |peer| peer.consume(many, size, 1)) };
     let times = |count: u64, gap: Duration, figures: fn(Times) -> Sample| -> PeerRound {
         Rc::new(move |peer| peer.times(count, gap).map(figures))
     };
@@ -142,6 +146,8 @@ pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Optio
         let work = all.consume(many, size, Mode::Partitioned);
         works.push(against(work, "", &consumed, consume(size)));
     }
+    let backlog: PeerRound = Rc::new(move |peer| peer.consume(10 * many, 100, 4));
+    works.push(against(all.catch_up(), "", &|_| vec![Goal::Shown], backlog));
     works.push(all.group_of_four());
     works.push(against(
         all.latency(),
@@ -160,6 +166,7 @@ pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Optio
             Sample::of([p50, p99, delivered.0, delivered.1])
         }),
     ));
+    works.extend(all.growth());
     Ok(works)
 }
 
@@ -211,14 +218,14 @@ struct Topics {
     mq: Mq,
     _cluster: test_brokers::RocketMq,
     next: Cell<u64>,
-    stored: RefCell<HashMap<(u64, usize), String>>,
+    stored: RefCell<HashMap<(u64, usize, u32), String>>,
 }
 
 impl Topics {
-    fn make(&self) -> Outcome<String> {
+    fn make(&self, partitions: u32) -> Outcome<String> {
         self.next.set(self.next.get() + 1);
         let name = format!("peer-{}", self.next.get());
-        let made = self.runtime.block_on(self.mq.create_topic(&name, 1));
+        let made = self.runtime.block_on(self.mq.create_topic(&name, partitions));
         made.map(|()| name).map_err(text)
     }
 
@@ -227,11 +234,12 @@ impl Topics {
     }
 
     /// Returns a topic that holds so many messages; it is filled once in a run.
-    fn stored(&self, messages: u64, size: usize) -> Outcome<String> {
-        if let Some(topic) = self.stored.borrow().get(&(messages, size)) {
+    fn stored(&self, messages: u64, size: usize, partitions: u32) -> Outcome<String> {
+        let key = (messages, size, partitions);
+        if let Some(topic) = self.stored.borrow().get(&key) {
             return Ok(topic.clone());
         }
-        let topic = self.make()?;
+        let topic = self.make(partitions)?;
         let payloads = Payloads::new(size);
         let filled = self.runtime.block_on(async {
             let producer = self.mq.producer(&topic).await?;
@@ -247,7 +255,7 @@ impl Topics {
             producer.close().await
         });
         filled.map_err(text)?;
-        self.stored.borrow_mut().insert((messages, size), topic.clone());
+        self.stored.borrow_mut().insert(key, topic.clone());
         Ok(topic)
     }
 }
@@ -279,7 +287,7 @@ impl Peer {
     }
 
     fn produce(&self, messages: u64, size: usize, how: PeerSending) -> Outcome<Sample> {
-        let topic = self.topics.make()?;
+        let topic = self.topics.make(1)?;
         let (command, last) = match how {
             PeerSending::Singles => ("single", 0),
             PeerSending::InFlight(window) => ("window", window),
@@ -287,12 +295,14 @@ impl Peer {
         };
         let (count, size, last) = (messages.to_string(), size.to_string(), last.to_string());
         let answer = self.ask(&[command, &topic, &count, &size, &last])?;
+        let seen = crate::ours::holds(&self.topics.mq, &topic, messages);
+        self.topics.runtime.block_on(seen)?;
         self.topics.remove(&topic)?;
-        spent(&answer, messages)
+        spent(&answer, messages - 1)
     }
 
-    fn consume(&self, messages: u64, size: usize) -> Outcome<Sample> {
-        let topic = self.topics.stored(messages, size)?;
+    fn consume(&self, messages: u64, size: usize, partitions: u32) -> Outcome<Sample> {
+        let topic = self.topics.stored(messages, size, partitions)?;
         let answer = self.ask(&["consume", &topic, &messages.to_string(), "0"])?;
         let expected: u64 = (0..messages).map(|number| number % 1024).sum();
         match answer.last() {
@@ -302,9 +312,9 @@ impl Peer {
     }
 
     fn times(&self, messages: u64, gap: Duration) -> Outcome<Times> {
-        let topic = self.topics.make()?;
+        let topic = self.topics.make(1)?;
         let (count, gap) = (messages.to_string(), gap.as_micros().to_string());
-        let answer = self.ask(&["times", &topic, &count, &gap])?;
+        let answer = self.ask(&["times", &topic, &count, &gap, &WARM_UP.to_string()])?;
         self.topics.remove(&topic)?;
         match answer.as_slice() {
             [publish50, publish99, p50, p99, p999] => Ok(Times {

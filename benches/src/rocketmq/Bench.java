@@ -54,21 +54,21 @@ public class Bench {
         switch (words[0]) {
             case "single":
                 byte[][] singles = payloads(detail);
-                return measured(() -> {
-                    for (int number = 0; number < count; number++) {
+                return measured(topic, singles, () -> {
+                    for (int number = 1; number < count; number++) {
                         producer.send(new Message(topic, singles[number % VARIETY]));
                     }
                 });
             case "window":
                 byte[][] windowed = payloads(detail);
-                return measured(() -> window(topic, count, windowed, Integer.parseInt(words[4])));
+                return measured(topic, windowed, () -> window(topic, count, windowed, Integer.parseInt(words[4])));
             case "batch":
                 byte[][] batched = payloads(detail);
-                return measured(() -> batches(topic, count, batched, Integer.parseInt(words[4])));
+                return measured(topic, batched, () -> batches(topic, count, batched, Integer.parseInt(words[4])));
             case "consume":
                 return consume(topic, count);
             case "times":
-                return times(topic, count, detail);
+                return times(topic, count, detail, Integer.parseInt(words[4]));
             default:
                 throw new IllegalArgumentException(words[0]);
         }
@@ -88,7 +88,9 @@ public class Bench {
         void run() throws Exception;
     }
 
-    static String measured(Work work) throws Exception {
+    /** The first message goes before the clock runs, so that the route is known, as it does in the bench itself. */
+    static String measured(String topic, byte[][] payloads, Work work) throws Exception {
+        producer.send(new Message(topic, payloads[0]));
         double cpu = cpu();
         long begin = System.nanoTime();
         work.run();
@@ -103,7 +105,7 @@ public class Bench {
     static void window(String topic, int count, byte[][] payloads, int width) throws Exception {
         Semaphore room = new Semaphore(width);
         AtomicReference<Throwable> failure = new AtomicReference<>();
-        for (int number = 0; number < count; number++) {
+        for (int number = 1; number < count; number++) {
             room.acquire();
             producer.send(new Message(topic, payloads[number % VARIETY]), new SendCallback() {
                 @Override
@@ -125,7 +127,7 @@ public class Bench {
     }
 
     static void batches(String topic, int count, byte[][] payloads, int size) throws Exception {
-        for (int begin = 0; begin < count; begin += size) {
+        for (int begin = 1; begin < count; begin += size) {
             List<Message> batch = new ArrayList<>(size);
             for (int number = begin; number < Math.min(begin + size, count); number++) {
                 batch.add(new Message(topic, payloads[number % VARIETY]));
@@ -172,16 +174,22 @@ public class Bench {
         return consumer;
     }
 
-    /** One message each `gap` microseconds: the times of its send, and until it is handed over, in microseconds. */
-    static String times(String topic, int count, long gap) throws Exception {
+    /**
+     * One message each `gap` microseconds: the times of its send, and until it is handed over, in microseconds. So many
+     * go before those that count, at the same pace, and must have come.
+     */
+    static String times(String topic, int count, long gap, int warm) throws Exception {
         ConcurrentLinkedQueue<Long> delivered = new ConcurrentLinkedQueue<>();
         CountDownLatch over = new CountDownLatch(count);
-        CountDownLatch ready = new CountDownLatch(1);
-        DefaultMQPushConsumer consumer = consumer(topic, (messages, context) -> {
+        CountDownLatch ready = new CountDownLatch(warm);
+        AtomicReference<CountDownLatch> first = new AtomicReference<>();
+        MessageListenerConcurrently listener = (messages, context) -> {
             long now = System.nanoTime();
             for (MessageExt message : messages) {
                 long sent = ByteBuffer.wrap(message.getBody()).order(ByteOrder.LITTLE_ENDIAN).getLong();
-                if (sent == 0) {
+                if (sent == -1) {
+                    first.get().countDown();
+                } else if (sent == 0) {
                     ready.countDown();
                 } else {
                     delivered.add(now - sent);
@@ -189,18 +197,20 @@ public class Bench {
                 }
             }
             return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
-        });
-        consumer.start();
-        producer.send(new Message(topic, new byte[100]));
-        ready.await(30, TimeUnit.SECONDS);
-        List<Long> published = new ArrayList<>(count);
+        };
+        DefaultMQPushConsumer consumer = owner(topic, listener, first);
         long next = System.nanoTime();
+        for (int number = 0; number < warm; number++) {
+            next = pause(next + gap * 1000);
+            producer.send(new Message(topic, new byte[100]));
+        }
+        if (!ready.await(30, TimeUnit.SECONDS)) {
+            throw new IllegalStateException(ready.getCount() + " of the first messages did not come");
+        }
+        List<Long> published = new ArrayList<>(count);
+        next = System.nanoTime();
         for (int number = 0; number < count; number++) {
-            next += gap * 1000;
-            long left = next - System.nanoTime();
-            if (left > 0) {
-                TimeUnit.NANOSECONDS.sleep(left);
-            }
+            next = pause(next + gap * 1000);
             byte[] payload = new byte[100];
             long begin = System.nanoTime();
             ByteBuffer.wrap(payload).order(ByteOrder.LITTLE_ENDIAN).putLong(begin);
@@ -215,6 +225,35 @@ public class Bench {
         long[] sends = published.stream().mapToLong(Long::longValue).sorted().toArray();
         long[] times = delivered.stream().mapToLong(Long::longValue).sorted().toArray();
         return at(sends, 500) + "\t" + at(sends, 990) + "\t" + at(times, 500) + "\t" + at(times, 990) + "\t" + at(times, 999);
+    }
+
+    /** A consumer that has its queue: one that got none when it started would wait for its next look, up to a minute. */
+    static DefaultMQPushConsumer owner(String topic, MessageListenerConcurrently listener,
+                                       AtomicReference<CountDownLatch> first) throws Exception {
+        byte[] payload = new byte[100];
+        Arrays.fill(payload, (byte) 0xFF);
+        producer.send(new Message(topic, payload));
+        for (int tries = 1; tries <= 10; tries++) {
+            CountDownLatch came = new CountDownLatch(1);
+            first.set(came);
+            // Its group is new, and begins with the message above.
+            DefaultMQPushConsumer consumer = consumer(topic, listener);
+            consumer.start();
+            if (came.await(5, TimeUnit.SECONDS)) {
+                return consumer;
+            }
+            consumer.shutdown();
+        }
+        throw new IllegalStateException("no consumer has got its queue");
+    }
+
+    /** Sleeps until a time, which it returns. */
+    static long pause(long until) throws InterruptedException {
+        long left = until - System.nanoTime();
+        if (left > 0) {
+            TimeUnit.NANOSECONDS.sleep(left);
+        }
+        return until;
     }
 
     static double at(long[] sorted, int thousandths) {
