@@ -17,6 +17,7 @@
 extern crate self as conformance_tests;
 
 mod agent;
+pub mod calls;
 mod capability;
 mod cases;
 mod checker;

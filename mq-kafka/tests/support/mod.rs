@@ -1,4 +1,4 @@
-//! What the tests of this driver share: a broker, and calls of the driver traits as the portable layer makes them.
+//! What the tests of this driver share: a broker, and the calls of the driver traits.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(unreachable_pub, reason = "a module of several test binaries")]
@@ -7,8 +7,7 @@
 pub mod meddler;
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
-    future::poll_fn,
+    collections::{HashSet, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -16,15 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mq_api::{
-    GroupName, Message, Offset, Receipt, Result, TopicName, TopicSpec,
-    driver::{self, Assignment, AssignmentId, Event, Events, Mq, ProducerRequest, SendBatch, Subscription},
-    url::ConnectUrl,
-};
+pub use conformance_tests::calls::*;
+use mq_api::{Message, Receipt, Result, url::ConnectUrl};
 use mq_kafka::{KafkaConfig, KafkaMq};
 use test_brokers::{Broker, Kafka};
-
-pub const PATIENCE: Duration = Duration::from_secs(40);
 
 pub fn config(kafka: &Kafka) -> KafkaConfig {
     KafkaConfig::from_url(&ConnectUrl::parse(&kafka.url()).unwrap()).unwrap()
@@ -34,171 +28,6 @@ pub async fn connect(kafka: &Kafka) -> KafkaMq {
     // How soon a broker answers is not what these tests are about, and a busy machine has it answer late.
     let patient = config(kafka).with_connect_timeout(PATIENCE);
     KafkaMq::connect_with(patient).await.unwrap()
-}
-
-pub fn topic(name: &str) -> TopicName {
-    TopicName::new(name).unwrap()
-}
-
-pub fn group(name: &str) -> GroupName {
-    GroupName::new(name).unwrap()
-}
-
-pub async fn create(mq: &KafkaMq, name: &str, partitions: u32) -> TopicName {
-    mq.create_topic(TopicSpec::new(name, partitions).unwrap())
-        .await
-        .unwrap();
-    topic(name)
-}
-
-pub async fn producer(mq: &KafkaMq, topic: &TopicName) -> Arc<dyn driver::Producer> {
-    mq.producer(ProducerRequest::new(topic.clone())).await.unwrap()
-}
-
-/// Sends a batch and waits for its results.
-pub async fn send(
-    producer: &dyn driver::Producer,
-    partition: u32,
-    messages: Vec<Message>,
-) -> Vec<Result<Receipt>> {
-    let (batch, waiting) = SendBatch::new(partition, messages, Instant::now() + PATIENCE);
-    producer.send(batch);
-    let mut results = Vec::new();
-    for status in waiting {
-        results.push(status.await);
-    }
-    results
-}
-
-pub async fn send_numbers(
-    producer: &dyn driver::Producer,
-    partition: u32,
-    numbers: impl IntoIterator<Item = u64>,
-) {
-    let messages = numbers
-        .into_iter()
-        .map(|number| Message::new(number.to_string()))
-        .collect();
-    for result in send(producer, partition, messages).await {
-        result.unwrap();
-    }
-}
-
-pub fn number(message: &Message) -> u64 {
-    String::from_utf8_lossy(message.payload_or_empty())
-        .parse()
-        .unwrap()
-}
-
-/// A member of a group as the engine sees it.
-pub struct Member {
-    pub consumer: Arc<dyn driver::Consumer>,
-    pub events: Box<dyn Events>,
-    pub assigned: BTreeMap<u32, Assignment>,
-    pub received: Vec<(AssignmentId, Offset, u64)>,
-    pub trimmed: Vec<(Offset, Offset)>,
-    pub lost: Vec<AssignmentId>,
-    pub topic_gone: bool,
-}
-
-pub fn subscription(topic: &TopicName, name: &str) -> Subscription {
-    Subscription::new(topic.clone(), group(name))
-}
-
-pub async fn join(mq: &KafkaMq, subscription: Subscription) -> Member {
-    let (consumer, events) = mq.consumer(subscription).await.unwrap();
-    Member {
-        consumer,
-        events,
-        assigned: BTreeMap::new(),
-        received: Vec::new(),
-        trimmed: Vec::new(),
-        lost: Vec::new(),
-        topic_gone: false,
-    }
-}
-
-impl Member {
-    pub async fn next_event(&mut self, wait: Duration) -> Option<Result<Event>> {
-        tokio::time::timeout(wait, poll_fn(|cx| self.events.poll_event(cx)))
-            .await
-            .ok()
-    }
-
-    /// Takes one event in, as the engine would.
-    pub async fn step(&mut self, wait: Duration) -> bool {
-        let Some(event) = self.next_event(wait).await else {
-            return false;
-        };
-        match event.unwrap() {
-            Event::Assigned(assignments) => {
-                for assignment in assignments {
-                    self.assigned.insert(assignment.id.partition, assignment);
-                }
-            }
-            Event::Revoked(ids) => {
-                for id in &ids {
-                    self.assigned.remove(&id.partition);
-                }
-                self.consumer.release(ids).await.unwrap();
-            }
-            Event::Lost(ids) => {
-                for id in ids {
-                    if self.assigned.get(&id.partition).is_some_and(|a| a.id == id) {
-                        self.assigned.remove(&id.partition);
-                    }
-                    self.lost.push(id);
-                }
-            }
-            Event::Batch(batch) => {
-                for record in batch.records.iter() {
-                    self.received
-                        .push((batch.assignment, record.offset, number(&record.message)));
-                }
-            }
-            Event::Trimmed { from, to, .. } => self.trimmed.push((from, to)),
-            Event::TopicGone => self.topic_gone = true,
-            _ => {}
-        }
-        true
-    }
-
-    pub async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !done(self) {
-            assert!(
-                Instant::now() < deadline,
-                "{what}: assigned {:?}, received {}, lost {:?}",
-                self.assigned.keys().collect::<Vec<_>>(),
-                self.received.len(),
-                self.lost,
-            );
-            self.step(Duration::from_millis(100)).await;
-        }
-    }
-
-    pub fn numbers(&self) -> Vec<u64> {
-        self.received.iter().map(|(_, _, number)| *number).collect()
-    }
-
-    pub fn id(&self, partition: u32) -> AssignmentId {
-        self.assigned[&partition].id
-    }
-}
-
-/// Lets two members take their events in until something holds.
-pub async fn until_both(a: &mut Member, b: &mut Member, what: &str, done: impl Fn(&Member, &Member) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done(a, b) {
-        assert!(
-            Instant::now() < deadline,
-            "{what}: {:?} and {:?}",
-            a.assigned.keys().collect::<Vec<_>>(),
-            b.assigned.keys().collect::<Vec<_>>()
-        );
-        a.step(Duration::from_millis(10)).await;
-        b.step(Duration::from_millis(10)).await;
-    }
 }
 
 /// Opens a client of the portable layer.
