@@ -3,6 +3,7 @@
 
 use std::{
     future::poll_fn,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::Duration,
@@ -14,7 +15,10 @@ use mq_api::{
     Error, Offset, Result,
     driver::{AssignmentId, Prefetch},
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     format,
@@ -30,6 +34,12 @@ const LEAST_AHEAD: usize = 4;
 const MOST_AT_ONCE: usize = 256;
 /// How large a message is taken to be before one was seen.
 const FIRST_GUESS: usize = 16 * 1024;
+/// How long the server may send nothing before it is asked anew, at first and at most.
+///
+/// A server that removes the file which it reads for a consumer may take its end for the end of the stream, and says
+/// nothing more until something is sent to the stream. Asked anew, it begins at the file that has the offset.
+const QUIET: Duration = Duration::from_secs(8);
+const MOST_QUIET: Duration = Duration::from_secs(600);
 
 /// Steers the fetching of one assignment.
 #[derive(Debug, Default)]
@@ -67,6 +77,35 @@ impl Flow {
     fn take_seek(&self) -> (bool, Option<(Offset, u64)>) {
         let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
         (wanted.paused, wanted.seek.take())
+    }
+}
+
+/// How long nothing has come. What comes costs it a look at the clock, and its timer goes on.
+struct Quiet {
+    since: Instant,
+    limit: Duration,
+}
+
+impl Quiet {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            limit: QUIET,
+        }
+    }
+
+    fn until(&self) -> Instant {
+        self.since + self.limit
+    }
+
+    /// Tells whether it has lasted for too long; the next one may last twice as long then.
+    fn is_over(&mut self) -> bool {
+        let over = Instant::now() >= self.until();
+        if over {
+            self.since = Instant::now();
+            self.limit = (self.limit * 2).min(MOST_QUIET);
+        }
+        over
     }
 }
 
@@ -119,6 +158,8 @@ impl Fetching {
         let mut guess = FIRST_GUESS;
         let mut source: Option<Source> = None;
         let mut backoff = Backoff::new();
+        let mut quiet = Quiet::new();
+        let mut look = pin!(sleep_until(quiet.until()));
         loop {
             let (paused, seek) = self.flow.take_seek();
             if let Some((to, new)) = seek {
@@ -127,6 +168,7 @@ impl Fetching {
             }
             if paused || !self.outbox.has_room(self.id) {
                 self.flow.changed.notified().await;
+                quiet = Quiet::new();
                 continue;
             }
             let reading = match &mut source {
@@ -143,7 +185,15 @@ impl Fetching {
                 biased;
                 () = self.flow.changed.notified() => continue,
                 next = reading.consumer.next() => next,
+                () = look.as_mut() => {
+                    if quiet.is_over() {
+                        source = None;
+                    }
+                    look.as_mut().reset(quiet.until());
+                    continue;
+                }
             };
+            quiet = Quiet::new();
             let taken = match came {
                 Some(Ok(first)) => {
                     backoff.reset();

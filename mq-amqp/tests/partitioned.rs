@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mq_amqp::{AmqpMq, TokenQueues};
 use mq_api::{
@@ -23,6 +23,7 @@ async fn one_server_serves_it_all() {
     partitions_are_spread_and_move_on_join_and_leave(&rabbit).await;
     a_position_is_resolved_before_the_call_returns(&rabbit).await;
     a_seek_goes_both_ways_and_drops_what_was_fetched(&rabbit).await;
+    a_partition_that_is_asked_for_anew_after_silence_misses_nothing(&rabbit).await;
     a_deleted_topic_ends_its_consumers_and_the_next_starts_over(&rabbit).await;
     a_reader_fetches_waits_and_looks_up_times(&rabbit).await;
     topics_are_made_once_grown_listed_and_deleted(&rabbit).await;
@@ -158,6 +159,43 @@ async fn a_seek_goes_both_ways_and_drops_what_was_fetched(rabbit: &RabbitMq) {
     assert!(!member.step(Duration::from_millis(300)).await, "paused");
     member.consumer.pause(&[id], false);
     member.until("resumed", |m| m.received.len() == 20).await;
+}
+
+async fn a_partition_that_is_asked_for_anew_after_silence_misses_nothing(rabbit: &RabbitMq) {
+    /// When the server has sent nothing for so long, it is asked anew.
+    const QUIET: Duration = Duration::from_secs(8);
+    const PARTITIONS: u32 = 8;
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "silence", PARTITIONS).await;
+    let producer = producer(&mq, &topic).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    for partition in 0..PARTITIONS {
+        send_numbers(&*producer, partition, [0]).await;
+    }
+    let all = PARTITIONS as usize;
+    member
+        .until("the first of each", |m| m.received.len() == all)
+        .await;
+    // To one partition after the other, from before it is asked to after it was.
+    let begin = Instant::now();
+    for partition in 0..PARTITIONS {
+        let due = QUIET - Duration::from_millis(20) + Duration::from_millis(5) * partition;
+        while begin.elapsed() < due {
+            member.step(due.saturating_sub(begin.elapsed())).await;
+        }
+        send_numbers(&*producer, partition, [1]).await;
+    }
+    member
+        .until("the second of each", |m| m.received.len() == 2 * all)
+        .await;
+    for partition in 0..PARTITIONS {
+        let came = member
+            .received
+            .iter()
+            .filter(|(id, ..)| id.partition == partition);
+        assert_eq!(came.map(|(_, _, number)| *number).collect::<Vec<_>>(), [0, 1]);
+    }
+    mq.close().await.unwrap();
 }
 
 async fn a_deleted_topic_ends_its_consumers_and_the_next_starts_over(rabbit: &RabbitMq) {
