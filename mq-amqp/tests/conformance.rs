@@ -49,20 +49,17 @@ impl Harness for RabbitMq {
     }
 
     fn faults(&self) -> &'static [Fault] {
-        const ALL: &[Fault] = &[
+        &[
             Fault::Restart,
             Fault::Kill,
             Fault::Freeze,
             Fault::Cut,
             Fault::Trim,
-        ];
-        // On a machine with thirty times more work than cores C15 has failed once of five times, and why is not known.
-        let (_, by_default) = ALL.split_last().unwrap_or((&Fault::Trim, ALL));
-        if is_full() { ALL } else { by_default }
+        ]
     }
 
     fn must_supply_faults(&self) -> bool {
-        is_full() && Backend::Amqp.external_url().is_none()
+        Backend::Amqp.external_url().is_none()
     }
 
     fn to_be_trimmed(&self, topic: TopicSpec) -> TopicSpec {
@@ -73,11 +70,6 @@ impl Harness for RabbitMq {
     fn formats(&self) -> Vec<Arc<dyn StoredFormat>> {
         vec![Arc::new(Token)]
     }
-}
-
-/// Tells whether the slow rows were asked for, too.
-fn is_full() -> bool {
-    std::env::var_os("MQ_TEST_FULL").is_some()
 }
 
 /// The bound in bytes of the topic that is trimmed; its segments are a quarter of it.
