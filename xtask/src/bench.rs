@@ -22,6 +22,9 @@ client's process for one message. Absolute numbers do not travel to other machin
 
 Peers: `omniqueue`, `mq-bridge` and `ruststream` in memory, `sea-streamer` on Redis and Kafka, `ruststream` on RabbitMQ.
 Not measured: `omniqueue` on RabbitMQ, which does not wait for confirms, `mq-bridge` elsewhere, and `shove`.
+
+Why a goal is missed stands, by profiles, in `docs/architecture.md` for memory, and for each broker in the page of its
+driver, `src/docs.md`.
 ";
 
 /// Measures the chosen backends, or all that have a bench.
