@@ -30,8 +30,8 @@ use tokio::runtime::Runtime;
 use crate::{
     command::Options,
     idle::Idle,
-    meter::{Meter, Sample, Times, steady},
-    ours::{Ours, STILL, Sending, since, stamp, verify},
+    meter::{Meter, Sample, Times},
+    ours::{Ours, STILL, Sending, SteadySends, since, verify},
     payload::{Check, Payloads},
     rounds::Goal,
     side::Work,
@@ -288,15 +288,11 @@ impl Raw {
             let zero = Instant::now();
             let (to, sender) = (queue.clone(), chan.clone());
             let sending = tokio::spawn(async move {
-                let mut published = Times::default();
-                let mut pace = steady(gap);
-                for _ in 0..messages {
-                    pace.tick().await;
-                    let begun = Instant::now();
-                    confirmed(publish(&sender, &to, &stamp(zero)).await?).await?;
-                    published.take(begun.elapsed());
+                let mut sends = SteadySends::new(messages, gap, zero);
+                while let Some(payload) = sends.next().await {
+                    confirmed(publish(&sender, &to, &payload).await?).await?;
                 }
-                Ok::<_, String>(published)
+                Ok::<_, String>(sends.times())
             });
             let mut delivered = Times::default();
             while delivered.count() < messages {

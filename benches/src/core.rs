@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use crate::{
-    meter::{Meter, Sample, Times, steady},
-    ours::{since, stamp},
+    meter::{Meter, Sample, Times},
+    ours::{SteadySends, since},
     payload::{Check, Payloads},
 };
 
@@ -324,17 +324,13 @@ pub fn steady_mpsc(runtime: &Runtime, messages: u64, gap: Duration) -> Outcome {
         let (sender, mut receiver) = mpsc::channel::<Message>(1024);
         let zero = Instant::now();
         let sending = tokio::spawn(async move {
-            let mut published = Times::default();
-            let mut pace = steady(gap);
-            for _ in 0..messages {
-                pace.tick().await;
-                let begun = Instant::now();
-                if sender.send(Message::new(stamp(zero))).await.is_err() {
+            let mut sends = SteadySends::new(messages, gap, zero);
+            while let Some(payload) = sends.next().await {
+                if sender.send(Message::new(payload)).await.is_err() {
                     break;
                 }
-                published.take(begun.elapsed());
             }
-            published
+            sends.times()
         });
         let mut delivered = Times::default();
         while let Some(message) = receiver.recv().await {

@@ -15,6 +15,7 @@ pub mod ours;
 pub mod payload;
 #[cfg(feature = "peers")]
 pub mod peers;
+pub mod power;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod results;

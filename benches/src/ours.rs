@@ -13,6 +13,7 @@ use tokio::{
     runtime::Runtime,
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
+    time::Interval,
 };
 
 use crate::{
@@ -93,6 +94,47 @@ pub fn since(zero: Instant, payload: &[u8]) -> Duration {
         .first_chunk::<8>()
         .map_or(0, |bytes| u64::from_le_bytes(*bytes));
     zero.elapsed().saturating_sub(Duration::from_nanos(sent))
+}
+
+/// The payloads of a steady rate, and how long the send of each takes: from when it is given until the next is asked for.
+#[derive(Debug)]
+pub struct SteadySends {
+    left: u64,
+    zero: Instant,
+    pace: Interval,
+    begun: Option<Instant>,
+    times: Times,
+}
+
+impl SteadySends {
+    /// Gives so many [stamped](stamp) payloads, one each `gap`.
+    #[must_use]
+    pub fn new(messages: u64, gap: Duration, zero: Instant) -> Self {
+        Self {
+            left: messages,
+            zero,
+            pace: steady(gap),
+            begun: None,
+            times: Times::default(),
+        }
+    }
+
+    /// Returns the next payload when its time has come; none after the last.
+    pub async fn next(&mut self) -> Option<Vec<u8>> {
+        if let Some(begun) = self.begun.take() {
+            self.times.take(begun.elapsed());
+        }
+        self.left = self.left.checked_sub(1)?;
+        self.pace.tick().await;
+        self.begun = Some(Instant::now());
+        Some(stamp(self.zero))
+    }
+
+    /// Returns how long each send took.
+    #[must_use]
+    pub fn times(self) -> Times {
+        self.times
+    }
 }
 
 impl Ours {
@@ -302,16 +344,12 @@ impl Ours {
                     still(consumer.consume()).await?.ack()?;
                 }
                 let sending = tokio::spawn(async move {
-                    let mut published = Times::default();
-                    let mut pace = steady(gap);
-                    for _ in 0..messages {
-                        pace.tick().await;
-                        let begun = Instant::now();
-                        producer.produce(Message::new(stamp(zero))).await?;
-                        published.take(begun.elapsed());
+                    let mut sends = SteadySends::new(messages, gap, zero);
+                    while let Some(payload) = sends.next().await {
+                        producer.produce(Message::new(payload)).await?;
                     }
                     producer.close().await?;
-                    Ok::<_, mq_api::Error>(published)
+                    Ok::<_, mq_api::Error>(sends.times())
                 });
                 let mut delivered = Times::default();
                 while delivered.count() < messages {

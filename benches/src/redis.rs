@@ -19,8 +19,8 @@ use tokio::runtime::Runtime;
 
 use crate::{
     command::Options,
-    meter::{Meter, Sample, Times, steady},
-    ours::{Ours, Sending, since, stamp, verify},
+    meter::{Meter, Sample, Times},
+    ours::{Ours, Sending, SteadySends, since, verify},
     payload::{Check, Payloads},
     rounds::Goal,
     side::Work,
@@ -389,21 +389,17 @@ impl Raw {
             let zero = Instant::now();
             let to = key.clone();
             let sending = tokio::spawn(async move {
-                let mut published = Times::default();
-                let mut pace = steady(gap);
-                for _ in 0..messages {
-                    pace.tick().await;
-                    let begun = Instant::now();
+                let mut sends = SteadySends::new(messages, gap, zero);
+                while let Some(payload) = sends.next().await {
                     let _: String = cmd("XADD")
                         .arg(&to)
                         .arg("*")
                         .arg("payload")
-                        .arg(stamp(zero))
+                        .arg(payload)
                         .query_async(&mut raw)
                         .await?;
-                    published.take(begun.elapsed());
                 }
-                Ok::<_, redis::RedisError>(published)
+                Ok::<_, redis::RedisError>(sends.times())
             });
             let (mut delivered, mut last) = (Times::default(), "0".to_owned());
             while delivered.count() < messages {

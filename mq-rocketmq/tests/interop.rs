@@ -15,7 +15,7 @@ use std::{
 };
 
 use mq_api::{Consumer, Message, Mq};
-use support::{PATIENCE, cluster, java::Java, nothing, open, start, text};
+use support::{PATIENCE, cluster, exchange, java::Java, open, start};
 use test_brokers::{Broker, RocketMqOptions};
 use tokio::time::Instant;
 
@@ -26,36 +26,8 @@ async fn what_is_sent_here_arrives_in_java() {
     let cluster = cluster().await;
     for compression in ["none", "zlib", "zstd"] {
         let topic = format!("to-java-{compression}");
-        let url = format!(
-            "{}?tag_header=kind&compression={compression}&compression_threshold=1KiB",
-            cluster.url()
-        );
-        let (_, mq) = open(&url).await;
-        mq.create_topic(&topic, 1).await.unwrap();
-        let producer = mq.producer(&topic).await.unwrap();
-        let message = |text: &str| {
-            Message::new(text.to_owned())
-                .with_key("key-1")
-                .with_header("kind", "red")
-                .with_header("colour", "blue")
-        };
-        producer.produce(message("one")).await.unwrap();
-        let pair = [message(&"x".repeat(8000)), message("two")];
-        for result in producer.produce_batch(pair).await {
-            result.unwrap();
-        }
-        producer
-            .produce(message("late").with_delay(Duration::from_millis(200)))
-            .await
-            .unwrap();
-        let mut java = Java::start(&cluster, PROGRAM);
-        let group = format!("readers-{compression}");
-        java.ask(&["consume", &topic, &group, "orderly"], "consuming");
-        for body in ["one", "8000", "two", "late"] {
-            let got = java.hear("got");
-            assert_eq!(got, [&*group, "0", "key-1", "red", "blue", body]);
-        }
-        mq.close().await.unwrap();
+        let java = || Java::start(&cluster, PROGRAM);
+        exchange::sent_here_arrives_there(&cluster, &topic, compression, java).await;
     }
 }
 
@@ -63,66 +35,23 @@ async fn what_is_sent_here_arrives_in_java() {
 async fn what_java_sends_arrives_here() {
     // A broker that has seen a transaction burns a core until it ends.
     let cluster = start(RocketMqOptions::new()).await;
-    let (_, mq) = open(&format!("{}?tag_header=kind", cluster.url())).await;
-    mq.create_topic("from-java", 1).await.unwrap();
-    let consumer = mq.consumer("from-java", "g").await.unwrap();
     let mut java = Java::start(&cluster, PROGRAM);
-    for (kind, texts) in [
+    let sent = [
         ("single", &["single"][..]),
         ("batch", &["batch-0", "batch-1"]),
         ("compressed", &["8000"]),
         ("delayed", &["delayed"]),
         ("timed", &["timed"]),
         ("transactional", &["transactional"]),
-    ] {
-        java.ask(&["send", "from-java", kind], "sent");
-        for expected in texts {
-            let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
-                .await
-                .unwrap()
-                .unwrap();
-            let payload = String::from_utf8(delivery.payload().to_vec()).unwrap();
-            match *expected {
-                "8000" => assert_eq!(payload, "x".repeat(8000)),
-                text => assert_eq!(payload, text),
-            }
-            assert_eq!(delivery.key().map(|key| &key[..]), Some(&b"key-1"[..]));
-            assert_eq!(delivery.headers().text("kind"), Some("red"));
-            assert_eq!(delivery.headers().text("colour"), Some("blue"));
-            delivery.ack().unwrap();
-        }
-    }
-    nothing(&consumer, Duration::from_secs(1)).await;
-    mq.close().await.unwrap();
+    ];
+    exchange::sent_there_arrives_here(&cluster, "from-java", &mut java, &sent).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn positions_are_handed_on_both_ways() {
     let cluster = cluster().await;
-    let (_, mq) = open(&format!("{}?group=raw", cluster.url())).await;
-    mq.create_topic("handed", 1).await.unwrap();
-    let producer = mq.producer("handed").await.unwrap();
-    for number in 0..10 {
-        producer.produce(number.to_string()).await.unwrap();
-    }
     let mut java = Java::start(&cluster, PROGRAM);
-    java.ask(&["consume", "handed", "both", "orderly"], "consuming");
-    for number in 0..10 {
-        assert_eq!(java.hear("got")[5], number.to_string());
-    }
-    java.ask(&["stop", "both"], "stopped");
-    let stored = mq.committed("handed", "both").await.unwrap();
-    assert_eq!(stored.first().map(|one| one.position), Some(10));
-
-    let consumer = mq.consumer("handed", "both").await.unwrap();
-    producer.produce("10").await.unwrap();
-    assert_eq!(text(&consumer).await, "10");
-    consumer.close().await.unwrap();
-
-    producer.produce("11").await.unwrap();
-    java.ask(&["consume", "handed", "both", "orderly"], "consuming");
-    assert_eq!(java.hear("got")[5], "11");
-    mq.close().await.unwrap();
+    exchange::positions_are_handed_on(&cluster, "handed", &mut java).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

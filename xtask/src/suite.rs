@@ -5,7 +5,7 @@ use std::process::Command;
 use test_brokers::{Backend, KafkaOptions, RabbitMqVersion, RedisVersion, RocketMqOptions};
 
 use crate::Result;
-use crate::cargo::{Package, TestBinary, cargo, packages, succeeds, test_binaries};
+use crate::cargo::{Package, cargo, packages, succeeds, test_binaries};
 use crate::summary::{Summary, run_tests};
 
 /// Set for tests that have slow rows of their own.
@@ -186,83 +186,81 @@ fn features(targets: &[Target], packages: &[&Package]) -> Vec<String> {
         .collect()
 }
 
-/// A driver's tests on another version of its server than the one they have run on.
-struct Row {
+/// A driver's tests on other versions of its server than the one they have run on.
+struct Rows {
     package: &'static str,
     /// Where not all: the one of its test binaries that is run.
     only: Option<&'static str>,
     variable: &'static str,
-    value: &'static str,
-}
-
-impl Row {
-    fn is_for(&self, binary: &TestBinary) -> bool {
-        self.only.is_none_or(|name| binary.name == name)
-    }
+    values: Vec<&'static str>,
 }
 
 /// Returns the rows of the default run whose servers can be fetched.
 ///
 /// Nobody has asked for these rows by name: one whose server cannot be fetched today is told of and fails nothing.
-fn rows(selection: &Selection, not_run: &mut Vec<String>) -> Vec<Row> {
-    let mut rows = Vec::new();
-    let mut row = |row: Row, fetched: test_brokers::Result<()>| match fetched {
-        Ok(()) => rows.push(row),
-        Err(cause) => not_run.push(format!(
-            "the tests of {} on `{}`, which cannot be fetched: {cause}",
-            row.package, row.value
-        )),
+fn rows(selection: &Selection, not_run: &mut Vec<String>) -> Vec<Rows> {
+    let mut fetched = |package: &str, value: &'static str, fetched: test_brokers::Result<()>| {
+        let told = fetched.map_err(|cause| {
+            not_run.push(format!(
+                "the tests of {package} on `{value}`, which cannot be fetched: {cause}"
+            ));
+        });
+        told.is_ok().then_some(value)
     };
+    let mut all = Vec::new();
     if Backend::Redis.external_url().is_none() {
-        for version in REDIS_SERVERS {
-            if version != selection.redis {
-                let (variable, value) = (RedisVersion::VARIABLE, version.value());
-                let redis = Row {
-                    package: "mq-redis",
-                    only: None,
-                    variable,
-                    value,
-                };
-                row(redis, version.fetch());
-            }
-        }
+        let others = REDIS_SERVERS
+            .iter()
+            .filter(|version| **version != selection.redis);
+        let package = "mq-redis";
+        all.push(Rows {
+            package,
+            only: None,
+            variable: RedisVersion::VARIABLE,
+            values: others
+                .filter_map(|version| fetched(package, version.value(), version.fetch()))
+                .collect(),
+        });
     }
     if Backend::Amqp.external_url().is_none() {
-        for version in RABBITMQ_SERVERS {
-            if version != selection.rabbitmq {
-                let (variable, value) = (RabbitMqVersion::VARIABLE, version.value());
-                let rabbitmq = Row {
-                    package: "mq-amqp",
-                    // The rest would take as long again.
-                    only: Some("conformance"),
-                    variable,
-                    value,
-                };
-                row(rabbitmq, version.fetch());
-            }
-        }
+        let others = RABBITMQ_SERVERS
+            .iter()
+            .filter(|version| **version != selection.rabbitmq);
+        let package = "mq-amqp";
+        all.push(Rows {
+            package,
+            // The rest would take as long again.
+            only: Some("conformance"),
+            variable: RabbitMqVersion::VARIABLE,
+            values: others
+                .filter_map(|version| fetched(package, version.value(), version.fetch()))
+                .collect(),
+        });
     }
-    rows
+    all.retain(|rows| !rows.values.is_empty());
+    all
 }
 
 /// Runs the rows by the binaries that are built already.
-fn run_rows(selection: &Selection, all: &[Package], rows: &[Row]) -> Result<Summary> {
+fn run_rows(selection: &Selection, all: &[Package], rows: &[Rows]) -> Result<Summary> {
     let mut summary = Summary::default();
     for row in rows {
-        let (package, value) = (row.package, row.value);
-        let binaries = match test_binaries(&test_command(selection, all), package) {
+        let package = row.package;
+        let mut binaries = match test_binaries(&test_command(selection, all), package) {
             Ok(binaries) => binaries,
             Err(cause) => {
-                eprintln!("the tests of {package} on `{value}`: {cause}");
-                summary.failed += 1;
+                summary += Summary::broken(&format!("the tests of {package} on {:?}: {cause}", row.values));
                 continue;
             }
         };
-        for binary in binaries.iter().filter(|binary| row.is_for(binary)) {
-            let mut command = binary.command();
-            command.env(row.variable, value).args(&selection.arguments);
-            println!("{package} on `{value}`:");
-            summary += run_tests(&mut command)?;
+        binaries.retain(|binary| row.only.is_none_or(|name| binary.name == name));
+        for value in &row.values {
+            for binary in &binaries {
+                let mut command = binary.command();
+                command.env(row.variable, value).args(&selection.arguments);
+                println!("{package} on `{value}`:");
+                summary += run_tests(&mut command)?;
+            }
         }
     }
     Ok(summary)

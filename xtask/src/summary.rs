@@ -93,6 +93,18 @@ impl Failures {
 }
 
 impl Summary {
+    /// Counts what kept tests from running as one failure, and says so.
+    pub(crate) fn broken(what: &str) -> Self {
+        eprintln!("{what}");
+        let mut failure = Failure::default();
+        failure.add(what);
+        Self {
+            passed: 0,
+            failed: 1,
+            failures: vec![failure],
+        }
+    }
+
     /// Reads a line such as `test result: ok. 3 passed; 0 failed; 0 ignored; ...`.
     fn of_line(line: &str) -> Option<Self> {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
@@ -149,12 +161,10 @@ fn run_tests_on(command: &mut Command, screen: &mut impl Write) -> Result<Summar
     failures.done.extend(failures.open.take());
     summary.failures = failures.done;
     if !status.success() && summary.failed == 0 {
-        let what = format!("{} ended with {status} and no failed test", line_of(command));
-        eprintln!("{what}");
-        summary.failed = 1;
-        let mut failure = Failure::default();
-        failure.add(&what);
-        summary.failures.push(failure);
+        summary += Summary::broken(&format!(
+            "{} ended with {status} and no failed test",
+            line_of(command)
+        ));
     }
     Ok(summary)
 }

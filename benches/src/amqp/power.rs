@@ -3,18 +3,17 @@
 //! At one moment the server is stopped and killed, and goes on with the disk that it wrote to, or with what a power cut
 //! then would have left of it (see [`crate::disk`]).
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Duration};
 
 use mq_amqp::AmqpMq;
 use mq_api::{ErrorKind, Message, Mq, url::ConnectUrl};
 use test_brokers::{Broker, RabbitMq, RabbitMqOptions, RabbitMqVersion};
 
 use super::{Outcome, text};
-use crate::disk::Disk;
+use crate::{
+    disk::Disk,
+    power::{self, Answers, COLUMNS, Fault, Left, before_the_fault},
+};
 
 /// How many tasks send, each awaiting its message, and how long each pauses after it: so much that the system is not
 /// made to write by the amount alone.
@@ -27,52 +26,13 @@ const TOPIC: &str = "power";
 /// How many messages are read at a time.
 const AT_ONCE: usize = 1000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    Kill,
-    PowerCut,
-}
-
-/// What became of the messages of one round.
-struct Left {
-    answered: usize,
-    lost: usize,
-    /// How long before the fault the oldest of the lost messages had been answered.
-    oldest: Option<Duration>,
-}
-
 /// Measures both faults, so many rounds each, and writes the table.
 ///
 /// # Errors
 /// Says what could not be done, such as mounting.
 pub fn table(rounds: usize) -> Outcome<String> {
-    let mut out = String::from(
-        "| fault | answered `Ok` | lost, round by round | the oldest lost one was answered |\n|---|---|---|---|\n",
-    );
-    for (fault, words) in [(Fault::Kill, "`kill -9`"), (Fault::PowerCut, "power cut")] {
-        let all = (0..rounds)
-            .map(|_| round(fault))
-            .collect::<Outcome<Vec<Left>>>()?;
-        let answered: usize = all.iter().map(|left| left.answered).sum();
-        let lost: Vec<String> = all.iter().map(|left| left.lost.to_string()).collect();
-        let oldest = all.iter().filter_map(|left| left.oldest).max();
-        out.push_str(&format!(
-            "| {words} | {answered} | {} | {} |\n",
-            lost.join(", "),
-            oldest.map_or_else(
-                || "-".to_owned(),
-                |oldest| format!("{:.1} s before", oldest.as_secs_f64())
-            )
-        ));
-    }
-    Ok(out)
-}
-
-/// What was answered `Ok`, and when.
-type Answers = Arc<Mutex<Vec<(u64, Instant)>>>;
-
-fn lock(answers: &Answers) -> MutexGuard<'_, Vec<(u64, Instant)>> {
-    answers.lock().unwrap_or_else(PoisonError::into_inner)
+    let rows = power::rows("", rounds, round)?;
+    Ok(format!("| {COLUMNS}\n|---|---|---|---|\n{rows}"))
 }
 
 fn round(fault: Fault) -> Outcome<Left> {
@@ -87,9 +47,7 @@ fn round(fault: Fault) -> Outcome<Left> {
     let answers = Answers::default();
     runtime.block_on(send(&server, &answers))?;
     server.freeze().map_err(text)?;
-    // What is on its way to the senders was answered.
-    pause(Duration::from_millis(200));
-    let (answers, at) = (lock(&answers).clone(), Instant::now());
+    let answered = answers.last();
     // Nothing more may come to the server that is started next.
     runtime.shutdown_timeout(Duration::from_secs(5));
     let after = match fault {
@@ -103,12 +61,7 @@ fn round(fault: Fault) -> Outcome<Left> {
     }
     server.start().map_err(text)?;
     let stored = crate::core::two_workers().block_on(stored(&server))?;
-    let lost = answers.iter().filter(|(number, _)| !stored.contains(number));
-    Ok(Left {
-        answered: answers.len(),
-        lost: lost.clone().count(),
-        oldest: lost.map(|(_, answered)| at.duration_since(*answered)).max(),
-    })
+    Ok(Left::of(&answered, |number| stored.contains(&number)))
 }
 
 async fn connect(server: &RabbitMq) -> Outcome<Mq> {
@@ -122,7 +75,7 @@ async fn send(server: &RabbitMq, answers: &Answers) -> Outcome<()> {
     mq.create_topic(TOPIC, 1).await.map_err(text)?;
     let producer = mq.producer(TOPIC).await.map_err(text)?;
     for task in 0..TASKS {
-        let (mq, producer, answers) = (mq.clone(), producer.clone(), Arc::clone(answers));
+        let (mq, producer, answers) = (mq.clone(), producer.clone(), answers.clone());
         tokio::spawn(async move {
             let mut number = task;
             while producer
@@ -130,14 +83,14 @@ async fn send(server: &RabbitMq, answers: &Answers) -> Outcome<()> {
                 .await
                 .is_ok()
             {
-                lock(&answers).push((number, Instant::now()));
+                answers.note(number);
                 number += TASKS;
                 tokio::time::sleep(PAUSE).await;
             }
             drop(mq);
         });
     }
-    tokio::time::sleep(BEFORE.0 + BEFORE.1.mul_f64(fastrand::f64())).await;
+    before_the_fault(BEFORE).await;
     Ok(())
 }
 
@@ -164,9 +117,4 @@ async fn stored(server: &RabbitMq) -> Outcome<HashSet<u64>> {
     }
     mq.close().await.map_err(text)?;
     Ok(found)
-}
-
-#[expect(clippy::disallowed_methods, reason = "outside of any runtime")]
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }

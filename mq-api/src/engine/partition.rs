@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     Delivery, Lease, Offset,
-    driver::{Assignment, AssignmentId, Batch, Commit},
+    driver::{Assignment, AssignmentId, Batch, Commit, Held},
 };
 
 /// Keeps one tenure of one partition.
@@ -205,15 +205,10 @@ impl Partition {
         if self.auto_committed != Offset::MAX {
             self.commits.version += 1;
         }
-        let source = Source {
-            segment,
-            owner: Arc::clone(owner),
-            assignment: self.id,
-            generation: self.generation,
-            len: u32::try_from(range.len()).unwrap_or(u32::MAX),
-        };
+        let len = u32::try_from(range.len()).unwrap_or(u32::MAX);
+        let source = self.source(segment, owner, len);
         self.fetched.push_back(Run {
-            source: Arc::new(source),
+            source,
             next: range.start,
             end: range.end,
         });
@@ -317,6 +312,18 @@ impl Partition {
         Some(self.taken(source, index, seq, weight))
     }
 
+    /// Makes what the deliveries of a batch hold in common.
+    #[inline]
+    fn source(&self, segment: Held, owner: &Arc<dyn Settle>, len: u32) -> Arc<Source> {
+        Arc::new(Source {
+            segment,
+            owner: Arc::clone(owner),
+            assignment: self.id,
+            generation: self.generation,
+            len,
+        })
+    }
+
     /// Tells whether a batch is one message that may be handed over as it comes.
     #[inline]
     pub(crate) fn goes_straight(&self, batch: &Batch, config: &EngineConfig) -> bool {
@@ -337,15 +344,8 @@ impl Partition {
         self.charge.add(weight);
         self.unacked_bytes += weight;
         let seq = self.window.push(segment.record(range.start).offset, 0, 1);
-        let source = Source {
-            segment,
-            owner: Arc::clone(owner),
-            assignment: self.id,
-            generation: self.generation,
-            len: 1,
-        };
         Item {
-            source: Arc::new(source),
+            source: self.source(segment, owner, 1),
             index: range.start,
             seq,
             weight: u32::try_from(weight).unwrap_or(u32::MAX),

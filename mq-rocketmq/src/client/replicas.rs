@@ -2,8 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::session::{Session, no_master};
-use crate::remoting::codes::response;
+use super::session::{Session, no_master, succeeded};
 use crate::remoting::{Command, Connection, EncodeBody, RemotingError, Request};
 
 impl Session {
@@ -16,12 +15,8 @@ impl Session {
         body: &B,
         deadline: Instant,
     ) -> Result<Command, RemotingError> {
-        let (connection, answer) = self.call_any(broker, request, body, deadline).await?;
-        if answer.code() == response::SUCCESS {
-            Ok(answer)
-        } else {
-            Err(connection.refused(request.code(), &answer))
-        }
+        let answered = self.call_any(broker, request, body, deadline).await?;
+        succeeded(request, answered)
     }
 
     /// As [`ask_any`](Self::ask_any), whatever the code of the answer.

@@ -134,12 +134,8 @@ impl Session {
         body: &B,
         deadline: Instant,
     ) -> Result<Command, RemotingError> {
-        let (connection, answer) = self.call(broker, request, body, deadline).await?;
-        if answer.code() == crate::remoting::codes::response::SUCCESS {
-            Ok(answer)
-        } else {
-            Err(connection.refused(request.code(), &answer))
-        }
+        let answered = self.call(broker, request, body, deadline).await?;
+        succeeded(request, answered)
     }
 
     /// Asks the master of a broker, whatever the code of its answer.
@@ -345,6 +341,18 @@ impl Session {
         }
         self.inner.groups().producers.clear();
         self.inner.pool.close(deadline).await;
+    }
+}
+
+/// Requires success of what was answered to a request.
+pub(super) fn succeeded<R: Request + ?Sized>(
+    request: &R,
+    (connection, answer): (Connection, Command),
+) -> Result<Command, RemotingError> {
+    if answer.code() == crate::remoting::codes::response::SUCCESS {
+        Ok(answer)
+    } else {
+        Err(connection.refused(request.code(), &answer))
     }
 }
 

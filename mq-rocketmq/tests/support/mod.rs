@@ -6,6 +6,7 @@
     reason = "each test file uses a part of it, and a test panics where it fails"
 )]
 
+pub(crate) mod exchange;
 pub(crate) mod java;
 
 use std::{sync::Arc, time::Duration};
