@@ -1,9 +1,12 @@
 //! The clock of a round: wall time, the client's processor time, and percentiles of single times.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::sync::mpsc;
 
 /// What one round gave: one value for each figure of its work, and the client's processor time.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,12 +82,43 @@ fn processor_time() -> Duration {
     )
 }
 
-/// Returns a pace-maker for a steady rate: a late call is made up for, so that the rate holds.
+/// Ticks at a steady rate, and makes up for late calls, so that the rate holds.
+///
+/// A thread sleeps for the times of the ticks. A timer of the runtime would count whole milliseconds from when the last
+/// answer came, so that what is sent next would keep step with a broker that works once a millisecond: RocketMQ's does.
+#[derive(Debug)]
+pub struct Pace {
+    ticks: mpsc::Receiver<()>,
+}
+
+/// How many ticks may be late before the thread waits.
+const LATE: usize = 4096;
+
+/// Starts a pace of one tick each `gap`, the first at once.
 #[must_use]
-pub fn steady(gap: Duration) -> Interval {
-    let mut pace = interval(gap);
-    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    pace
+#[expect(clippy::disallowed_methods, reason = "a thread of its own, no worker")]
+pub fn steady(gap: Duration) -> Pace {
+    let (sender, ticks) = mpsc::channel(LATE);
+    // Ends within a gap after the pace was dropped.
+    thread::spawn(move || {
+        let mut next = Instant::now();
+        while sender.blocking_send(()).is_ok() {
+            next += gap;
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    });
+    Pace { ticks }
+}
+
+impl Pace {
+    /// Waits for the next tick.
+    ///
+    /// # Cancel safety
+    /// A dropped future takes no tick.
+    pub async fn tick(&mut self) {
+        // The thread ends after this has been dropped, never before.
+        let _ = self.ticks.recv().await;
+    }
 }
 
 /// Single times, in microseconds.
@@ -152,6 +186,25 @@ mod tests {
             times.take(Duration::from_micros(number));
         }
         assert_eq!(Sample::latency(times).values, [501.0, 991.0, 1000.0]);
+    }
+
+    #[test]
+    fn a_late_call_is_made_up_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (gap, begun) = (Duration::from_millis(100), Instant::now());
+            let mut pace = steady(gap);
+            pace.tick().await;
+            tokio::time::sleep(5 * gap).await;
+            for _ in 0..6 {
+                pace.tick().await;
+            }
+            assert!(begun.elapsed() >= 6 * gap);
+            assert!(begun.elapsed() < 10 * gap, "{:?}", begun.elapsed());
+        });
     }
 
     #[test]

@@ -13,11 +13,10 @@ use tokio::{
     runtime::Runtime,
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
-    time::Interval,
 };
 
 use crate::{
-    meter::{Meter, Sample, Times, resident, steady},
+    meter::{Meter, Pace, Sample, Times, resident, steady},
     payload::{Check, Payloads},
 };
 
@@ -101,7 +100,7 @@ pub fn since(zero: Instant, payload: &[u8]) -> Duration {
 pub struct SteadySends {
     left: u64,
     zero: Instant,
-    pace: Interval,
+    pace: Pace,
     begun: Option<Instant>,
     times: Times,
 }
