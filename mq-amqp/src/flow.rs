@@ -24,7 +24,7 @@ use crate::{
     format,
     link::{Backoff, Chan, Conn, From},
     outbox::Outbox,
-    stream,
+    share, stream,
 };
 
 /// The most messages that the server sends ahead of their acks.
@@ -32,7 +32,7 @@ const MOST_AHEAD: usize = 512;
 const LEAST_AHEAD: usize = 4;
 /// The most messages of one batch.
 const MOST_AT_ONCE: usize = 256;
-/// How large a message is taken to be before one was seen.
+/// How large a message is taken to be before one was seen, by what this partition may take.
 const FIRST_GUESS: usize = 16 * 1024;
 /// How long the server may send nothing before it is asked anew, at first and at most.
 ///
@@ -155,7 +155,7 @@ impl Fetching {
     /// Runs until it is dropped, or what is stored cannot be read.
     pub(crate) async fn run(mut self) {
         let mut generation = 0;
-        let mut guess = FIRST_GUESS;
+        let mut guess = None;
         let mut source: Option<Source> = None;
         let mut backoff = Backoff::new();
         let mut quiet = Quiet::new();
@@ -204,7 +204,7 @@ impl Fetching {
             };
             match taken {
                 Ok(Came::End) => return,
-                Ok(_) if reading.is_too_far_ahead(guess, self.prefetch.bytes) => source = None,
+                Ok(_) if self.is_unfit(reading, guess) => source = None,
                 Ok(Came::Few) => {}
                 Ok(Came::Many) => let_take().await,
                 Err(error) => {
@@ -221,9 +221,27 @@ impl Fetching {
         tokio::time::sleep(backoff.pause().max(Duration::from_millis(20))).await;
     }
 
-    async fn open(&self, guess: usize) -> Result<Source> {
+    /// Says how many messages the server may send ahead, where they are about as large as the last ones.
+    fn ahead(&self, guess: Option<usize>) -> usize {
         let most = self.prefetch.messages.clamp(LEAST_AHEAD, MOST_AHEAD);
-        let ahead = (self.prefetch.bytes / guess.max(1)).clamp(LEAST_AHEAD, most);
+        let mine = self.prefetch.bytes / guess.unwrap_or(FIRST_GUESS).max(1);
+        let share = self.conn.shares().ahead(guess.unwrap_or(share::FIRST_GUESS));
+        mine.clamp(LEAST_AHEAD, most).min(share)
+    }
+
+    /// Messages have become so large, or the partitions of the connection so many, that what is sent ahead breaks the
+    /// bounds; or so small or so few that it could be much more. To begin anew costs what some messages cost.
+    fn is_unfit(&self, source: &Source, guess: Option<usize>) -> bool {
+        let Some(size) = guess else { return false };
+        let too_large = source.ahead > LEAST_AHEAD
+            && source.ahead.saturating_mul(size) > self.prefetch.bytes.saturating_mul(4);
+        too_large
+            || source.ahead > self.conn.shares().ahead(size).saturating_mul(2)
+            || source.ahead.saturating_mul(8) <= self.ahead(guess)
+    }
+
+    async fn open(&self, guess: Option<usize>) -> Result<Source> {
+        let ahead = self.ahead(guess);
         let chan = self.conn.channel().await?;
         chan.prefetch(u16::try_from(ahead).unwrap_or(u16::MAX)).await?;
         let consumer = chan
@@ -243,7 +261,7 @@ impl Fetching {
         source: &mut Source,
         first: Delivery,
         generation: u64,
-        guess: &mut usize,
+        guess: &mut Option<usize>,
     ) -> Result<Came> {
         let mut records = Vec::new();
         let (mut began, mut bytes, mut count) = (None, 0, 0);
@@ -284,7 +302,8 @@ impl Fetching {
         if let Some(began) = began {
             self.outbox
                 .records(self.id, generation, began, records, self.next);
-            *guess = (bytes / count.max(1)).max(*guess / 2);
+            let before = guess.unwrap_or(0);
+            *guess = Some((bytes / count.max(1)).max(before / 2));
         }
         match broken {
             Some(error) if error.kind() == mq_api::ErrorKind::Protocol => {
@@ -301,12 +320,5 @@ impl Fetching {
             source.chan.ack(last, true)?;
         }
         Ok(came)
-    }
-}
-
-impl Source {
-    /// Messages have become so large that what is sent ahead breaks the bound.
-    fn is_too_far_ahead(&self, guess: usize, bytes: usize) -> bool {
-        self.ahead > LEAST_AHEAD && self.ahead.saturating_mul(guess) > bytes.saturating_mul(4)
     }
 }

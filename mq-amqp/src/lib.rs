@@ -21,6 +21,7 @@ mod producer;
 mod queue;
 mod reader;
 mod session;
+mod share;
 mod stream;
 mod tenure;
 #[cfg(feature = "tls")]

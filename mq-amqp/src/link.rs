@@ -31,6 +31,7 @@ use crate::{
     config::{AmqpConfig, Host},
     dial::{self, Socket},
     error,
+    share::Shares,
 };
 
 /// One life of a connection. Clones share it; it ends with the last of them.
@@ -46,6 +47,7 @@ struct Inner {
     address: String,
     /// How many numbers of channels were passed over.
     passed: AtomicU32,
+    shares: Arc<Shares>,
 }
 
 impl Conn {
@@ -64,8 +66,14 @@ impl Conn {
                 limit: config.request_timeout,
                 address: host.to_string(),
                 passed: AtomicU32::new(0),
+                shares: Arc::default(),
             }),
         })
+    }
+
+    /// Returns what the partitions that are read on it share.
+    pub(crate) fn shares(&self) -> &Arc<Shares> {
+        &self.inner.shares
     }
 
     pub(crate) fn is_alive(&self) -> bool {

@@ -24,15 +24,14 @@ use tokio::{
 use crate::{
     format,
     link::{Chan, From},
+    share::{FIRST_GUESS, Share},
     stream,
     topic::{Shared, beyond},
     watch::Open,
 };
 
-/// How much the server sends ahead.
-const AHEAD: u16 = 128;
-/// After so many messages the server may send as many again.
-const ACK_EVERY: usize = 32;
+/// The most messages that the server sends ahead of their acks.
+const MOST_AHEAD: usize = 128;
 /// The most messages of one fetch.
 const MOST_AT_ONCE: usize = 1000;
 
@@ -51,9 +50,12 @@ struct Cursor {
     consumer: Consumer,
     next: Offset,
     ahead: VecDeque<(Offset, Delivery)>,
+    /// After so many messages the server may send as many again.
+    ack_every: usize,
     unacked: usize,
     /// The message to ack next, which acks all before it.
     credit: Option<Acker>,
+    _share: Share,
 }
 
 impl AmqpReader {
@@ -92,15 +94,20 @@ impl AmqpReader {
             .with_channel(|chan| {
                 let queue = queue.clone();
                 async move {
-                    chan.prefetch(AHEAD).await?;
+                    let shares = chan.conn().shares();
+                    let share = shares.join();
+                    let ahead = shares.ahead(FIRST_GUESS).min(MOST_AHEAD);
+                    chan.prefetch(u16::try_from(ahead).unwrap_or(u16::MAX)).await?;
                     let consumer = chan.consume_stream(&queue, "read", From::At(from)).await?;
                     Ok(Cursor {
                         chan,
                         consumer,
                         next: from,
                         ahead: VecDeque::new(),
+                        ack_every: (ahead / 4).max(1),
                         unacked: 0,
                         credit: None,
+                        _share: share,
                     })
                 }
             })
@@ -201,7 +208,7 @@ impl Cursor {
             self.next = *offset + 1;
             let handed = self.ahead.pop_front().map(|(_, delivery)| delivery.acker);
             self.unacked += 1;
-            if self.unacked >= ACK_EVERY {
+            if self.unacked >= self.ack_every {
                 self.unacked = 0;
                 self.credit = handed;
             }

@@ -288,6 +288,7 @@ impl<'a> Session<'a> {
                 conn: self.conn.clone(),
                 session: self.name.clone(),
                 partition,
+                _share: self.conn.shares().join(),
                 lease: self.lease.clone(),
             };
             // Ended with the session.

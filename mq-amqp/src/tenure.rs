@@ -24,6 +24,7 @@ use crate::{
     flow::{Fetching, Flow},
     link::{Chan, Conn, Published, text},
     member::{Member, Owned},
+    share::Share,
     stream,
     token::Token,
 };
@@ -47,6 +48,8 @@ pub(crate) struct Tenure {
     pub(crate) conn: Conn,
     pub(crate) session: String,
     pub(crate) partition: u32,
+    /// From before any partition is read: who is first must not take what is for all.
+    pub(crate) _share: Share,
     pub(crate) lease: Lease,
 }
 
@@ -174,8 +177,11 @@ impl Tenure {
             .shared
             .names
             .partition(&topic.name, &topic.id, self.partition);
-        let chan = self.conn.channel().await?;
-        let end = stream::end(&chan, &queue).await?;
+        let end = {
+            let _turn = self.conn.shares().turn().await;
+            let chan = self.conn.channel().await?;
+            stream::end(&chan, &queue).await?
+        };
         let token = &mut holding.token;
         if token.next > end {
             tracing::warn!(

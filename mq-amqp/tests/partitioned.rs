@@ -6,7 +6,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use mq_amqp::{AmqpMq, TokenQueues};
+use mq_amqp::{AmqpConfig, AmqpMq, TokenQueues};
 use mq_api::{
     ErrorKind, Position,
     driver::{Commit, CommitOutcome, CommittedRequest, FetchRequest, Mq},
@@ -24,6 +24,7 @@ async fn one_server_serves_it_all() {
     a_position_is_resolved_before_the_call_returns(&rabbit).await;
     a_seek_goes_both_ways_and_drops_what_was_fetched(&rabbit).await;
     a_partition_that_is_asked_for_anew_after_silence_misses_nothing(&rabbit).await;
+    many_full_partitions_are_not_all_sent_ahead_of_what_renews_a_lease(&rabbit).await;
     a_deleted_topic_ends_its_consumers_and_the_next_starts_over(&rabbit).await;
     a_reader_fetches_waits_and_looks_up_times(&rabbit).await;
     topics_are_made_once_grown_listed_and_deleted(&rabbit).await;
@@ -198,6 +199,34 @@ async fn a_partition_that_is_asked_for_anew_after_silence_misses_nothing(rabbit:
     mq.close().await.unwrap();
 }
 
+async fn many_full_partitions_are_not_all_sent_ahead_of_what_renews_a_lease(rabbit: &RabbitMq) {
+    const PARTITIONS: u32 = 48;
+    const EACH: u64 = 400;
+    const BYTES_A_SECOND: u32 = 10_000_000;
+    /// All there is takes three times as much.
+    const MOST_HELD: usize = 8 * 1024 * 1024;
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "full", PARTITIONS).await;
+    let producer = producer(&mq, &topic).await;
+    for partition in 0..PARTITIONS {
+        let messages = (0..EACH).map(|number| mq_api::Message::new(format!("{number:01000}")));
+        for result in send(&*producer, partition, messages.collect()).await {
+            result.unwrap();
+        }
+    }
+    let line = SlowLine::start(rabbit.address(), BYTES_A_SECOND).await;
+    let by_the_line = AmqpConfig::new("127.0.0.1", line.address.port())
+        .with_user("app", "secret")
+        .with_session_timeout(Duration::from_secs(15));
+    let slow = AmqpMq::connect_with(by_the_line).await.unwrap();
+    let mut member = join(&slow, subscription(&topic, "g")).await;
+    let all = usize::try_from(u64::from(PARTITIONS) * EACH).unwrap();
+    member.until("all", |m| m.received.len() >= all).await;
+    assert!(line.most_held() < MOST_HELD, "{} bytes", line.most_held());
+    slow.close().await.unwrap();
+    mq.close().await.unwrap();
+}
+
 async fn a_deleted_topic_ends_its_consumers_and_the_next_starts_over(rabbit: &RabbitMq) {
     let mq = connect(rabbit).await;
     let topic = create(&mq, "orders5", 2).await;
@@ -332,7 +361,7 @@ async fn a_dead_members_partitions_are_taken_over_and_its_late_commit_is_refused
         .await
         .unwrap();
     let direct = AmqpMq::connect_with(
-        mq_amqp::AmqpConfig::new("127.0.0.1", rabbit.address().port())
+        AmqpConfig::new("127.0.0.1", rabbit.address().port())
             .with_user("app", "secret")
             .with_session_timeout(Duration::from_secs(15)),
     )

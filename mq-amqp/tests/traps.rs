@@ -13,6 +13,7 @@
 //! | `consumer_timeout` | `a_holder_taken_for_stuck_begins_again` |
 //! | a member dropped while it waits for a token | `a_member_dropped_while_it_waits_leaves_nothing_active` |
 //! | a node of several that is down | `the_next_host_is_tried` |
+//! | answers that wait behind deliveries | `partitioned.rs`: `many_full_partitions_are_not_all_sent_ahead_of_what_renews_a_lease` |
 //! | heartbeat loss, a late commit | `partitioned.rs`: `a_dead_members_partitions_are_taken_over_and_its_late_commit_is_refused` |
 //! | a server killed and back, 404 "home node is down", 541 | `partitioned.rs`: `a_cut_begins_a_new_session_and_a_killed_server_too`, F1; `error.rs`: `every_refusal_has_its_kind` |
 //! | a publish into the first quarter second after a start | F1, D2 |
