@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     Decode, GroupName, Headers, Message, Moment, Offset, Result, Timestamp, TopicName,
-    engine::{Handed, Item, Settle, Settlement, Source},
+    engine::{Flag, Handed, Item, Settle, Settlement, Source},
 };
 
 /// Lends a message to a group member until it is settled.
@@ -20,7 +20,7 @@ use crate::{
 /// [`Closed`](crate::ErrorKind::Closed) after the consumer was closed; neither does harm: the message comes again.
 pub struct Delivery {
     item: Item,
-    settled: bool,
+    settled: Flag,
     attempt: u32,
     handed_over_at: Moment,
 }
@@ -30,7 +30,7 @@ impl Delivery {
     pub(crate) fn new(item: Item, attempt: u32, handed_over_at: Moment) -> Self {
         Self {
             item,
-            settled: false,
+            settled: Flag::No,
             attempt,
             handed_over_at,
         }
@@ -369,7 +369,7 @@ impl Delivery {
     /// # Ok(()) }
     /// ```
     pub fn ack(mut self) -> Result<()> {
-        self.settled = true;
+        self.settled = Flag::Yes;
         self.item.source.owner.ack(&self.item)
     }
 
@@ -453,7 +453,7 @@ impl Delivery {
     }
 
     fn settle(mut self, how: Settlement) -> Result<()> {
-        self.settled = true;
+        self.settled = Flag::Yes;
         // By reference: a clone of the lease and one of the owner would cost four atomic steps.
         self.item.source.owner.settle(&self.item, how)
     }
@@ -461,7 +461,7 @@ impl Delivery {
     /// Makes a delivery, settled already where acks are automatic.
     pub(crate) fn handed(handed: Handed, at: Moment, auto_ack: bool) -> Self {
         let mut delivery = Self::new(handed.item, handed.attempt, at);
-        delivery.settled = auto_ack;
+        delivery.settled = auto_ack.into();
         delivery
     }
 
@@ -478,7 +478,7 @@ impl Delivery {
 
     /// Tells whether it is settled, or was when it was handed over.
     pub(crate) fn is_settled(&self) -> bool {
-        self.settled
+        self.settled.is_set()
     }
 
     #[inline]
@@ -489,14 +489,14 @@ impl Delivery {
     /// Lends the item to who settles it now.
     #[inline]
     pub(crate) fn settling(&mut self) -> &Item {
-        self.settled = true;
+        self.settled = Flag::Yes;
         &self.item
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        if !self.settled {
+        if !self.settled.is_set() {
             // Stale or closed: the message comes again by itself.
             let _ = self.item.source.owner.settle(&self.item, Settlement::Nack);
         }

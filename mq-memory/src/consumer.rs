@@ -205,6 +205,8 @@ struct Lane {
     cursor: Cursor,
     watching: Watching,
     paused: bool,
+    /// The last read found one record and nothing behind it: so will the next one, as a rule.
+    single: bool,
     /// Whether it is among the turns.
     queued: bool,
 }
@@ -216,7 +218,12 @@ impl Events for MemoryEvents {
             return Poll::Pending;
         }
         loop {
-            self.membership.member.signal.begin();
+            let Self { lanes, turns, .. } = self;
+            self.membership.member.signal.begin(|partition| {
+                if let Some(lane) = lane_of(lanes, partition) {
+                    lane.queue(turns);
+                }
+            });
             if !self.membership.member.is_frozen() {
                 if self.membership.member.has_mail()
                     && let Some(result) = self.read_mail()
@@ -253,13 +260,9 @@ impl MemoryEvents {
         }
     }
 
+    #[inline]
     fn next_data(&mut self) -> Option<Event> {
         let Self { lanes, turns, .. } = self;
-        self.membership.member.signal.take(|partition| {
-            if let Some(lane) = lane_of(lanes, partition) {
-                lane.queue(turns);
-            }
-        });
         while let Some(partition) = turns.pop_front() {
             let Some(lane) = lane_of(lanes, partition) else {
                 continue;
@@ -267,6 +270,13 @@ impl MemoryEvents {
             lane.queued = false;
             if lane.paused {
                 continue;
+            }
+            if lane.single {
+                if let Some(record) = lane.watching.read_only(&mut lane.cursor) {
+                    let next = lane.cursor.next();
+                    return Some(Event::Batch(Batch::new(lane.id, lane.generation, record.into(), next)));
+                }
+                lane.single = false;
             }
             match lane
                 .watching
@@ -282,6 +292,7 @@ impl MemoryEvents {
                     if more {
                         lane.queue(turns);
                     }
+                    lane.single = !more && records.len() == 1;
                     let next = lane.cursor.next();
                     return Some(Event::Batch(Batch::new(lane.id, lane.generation, records, next)));
                 }
@@ -338,6 +349,7 @@ impl MemoryEvents {
             cursor: Cursor::new(assignment.position),
             watching: partition.watch(Arc::clone(&self.membership.member.signal) as _),
             paused: false,
+            single: false,
             queued: false,
         };
         lane.queue(&mut self.turns);

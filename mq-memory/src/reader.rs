@@ -76,8 +76,7 @@ impl MemoryReader {
         let mut registered = None;
         let found = poll_fn(|cx| {
             loop {
-                signal.begin();
-                signal.take(|_| {});
+                signal.begin(|_| {});
                 let read = || watching.read(cursor, request.max_messages, request.max_bytes);
                 if let Some(found) = self.read(read).transpose() {
                     return Poll::Ready(found.map(Some));

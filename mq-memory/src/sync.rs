@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 pub(crate) use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 /// Locks; a panic in another holder cannot have left the guarded state half changed, since none runs foreign code.

@@ -38,16 +38,18 @@ impl Consumer {
         match self.kind() {
             Kind::Log { engine, .. } => {
                 let auto_ack = self.handle.member.auto_ack;
-                // Filled where it stands: handing it through the calls took 29 instructions more.
                 let mut delivery = None;
-                engine.take_now(|core| {
-                    delivery = core.take_one(auto_ack);
-                    delivery.is_some()
-                });
-                if let Some(delivery) = delivery {
-                    return Ok(delivery);
+                if engine.expects() {
+                    engine.take_now(|core| core.take_one(auto_ack, &mut delivery));
                 }
-                engine.wait(|core| core.take_one(auto_ack)).await
+                loop {
+                    if let Some(delivery) = delivery {
+                        return Ok(delivery);
+                    }
+                    engine
+                        .wait(|core| core.take_one(auto_ack, &mut delivery).then_some(()))
+                        .await?;
+                }
             }
             Kind::Queue(engine) => loop {
                 if let Some(taken) = engine.take(1).await?.pop() {
@@ -135,7 +137,9 @@ impl Consumer {
         match self.kind() {
             Kind::Log { engine, .. } => {
                 let auto_ack = self.handle.member.auto_ack;
-                engine.try_take(|core| core.take_one(auto_ack))
+                let mut delivery = None;
+                engine.try_take(|core| core.take_one(auto_ack, &mut delivery).then_some(()))?;
+                Ok(delivery)
             }
             Kind::Queue(engine) => Ok(engine.try_take(1)?.pop().map(|taken| self.deliver(taken))),
         }

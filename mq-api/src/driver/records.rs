@@ -190,6 +190,7 @@ impl Records {
         (segment, self.range)
     }
 
+    #[inline]
     pub(crate) fn into_held(self) -> (Held, Range<u32>) {
         (self.held, self.range)
     }
@@ -197,6 +198,7 @@ impl Records {
 
 impl From<Record> for Records {
     /// Hands one record over.
+    #[inline]
     fn from(record: Record) -> Self {
         Self {
             weight: Some(record.message.weight()),

@@ -330,6 +330,7 @@ impl Batch {
     /// let batch = Batch::new(id, 0, Records::from(vec![record]), 8);
     /// assert_eq!((batch.records.len(), batch.next_offset), (1, 8));
     /// ```
+    #[inline]
     #[must_use]
     pub fn new(assignment: AssignmentId, generation: u64, records: Records, next_offset: Offset) -> Self {
         Self {

@@ -20,7 +20,7 @@ use super::{
     config::EngineConfig,
     core::{Counters, DeadItem, Handed, stale},
     dead_letter::DeadLetters,
-    item::{Item, Source},
+    item::{Flag, Item, Source},
     settle::{Settle, Settlement},
     waiters::{Entry, Waiters},
 };
@@ -327,7 +327,7 @@ impl State {
                 index: 0,
                 seq,
                 weight: 0,
-                stored: false,
+                stored: Flag::No,
             });
         }
     }

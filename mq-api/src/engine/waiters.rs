@@ -244,9 +244,10 @@ impl<'a> Entry<'a> {
         self.waiters.enter(&mut self.ticket, waker)
     }
 
-    /// Says that the call has found what it was woken for.
-    pub(crate) fn looked(&mut self) {
+    /// Says that the call has found what it was woken for; tells whether it had waited.
+    pub(crate) fn looked(&mut self) -> bool {
         self.looked = true;
+        self.ticket.is_some()
     }
 }
 

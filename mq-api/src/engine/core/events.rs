@@ -30,23 +30,24 @@ impl Core {
     /// up with single sends; takes in whatever else comes. What it leaves out, the places among what is fetched and what is
     /// ready, took 330 instructions a message.
     #[inline(never)]
-    pub(super) fn take_straight(&mut self) -> Option<Delivery> {
+    pub(super) fn take_straight(&mut self, into: &mut Option<Delivery>) -> bool {
         if !self.waiters.take_fired() && !self.unarmed || self.terminal.is_some() {
-            return None;
+            return false;
         }
         // Until it is known that there is nothing more.
         self.unarmed = true;
         let mut cx = Context::from_waker(&self.waker);
         match self.events.poll_event(&mut cx) {
             Poll::Pending => self.unarmed = false,
-            Poll::Ready(Ok(Event::Batch(batch))) => return self.hand_straight(batch),
+            Poll::Ready(Ok(Event::Batch(batch))) => return self.hand_straight(batch, into),
             Poll::Ready(Ok(event)) => self.take_in(event),
             Poll::Ready(Err(error)) => self.end(error),
         }
-        None
+        false
     }
 
-    fn hand_straight(&mut self, batch: Batch) -> Option<Delivery> {
+    #[inline]
+    fn hand_straight(&mut self, batch: Batch, into: &mut Option<Delivery>) -> bool {
         let id = batch.assignment;
         if let Some(owner) = &self.owner
             && let Some(Some(partition)) = self.partitions.get_mut(id.partition as usize)
@@ -57,11 +58,12 @@ impl Core {
             self.news = true;
             if partition.lease.as_ref().is_none_or(|lease| lease.stands_at(now)) {
                 self.counters.delivered += 1;
-                return Some(Delivery::new(partition.take_straight(batch, owner), 1, now));
+                *into = Some(Delivery::new(partition.take_straight(batch, owner), 1, now));
+                return true;
             }
         }
         self.take_batch(batch);
-        None
+        false
     }
 
     /// Takes in what the driver has, until it has nothing or enough is here. `true` where there is something to hand over
