@@ -274,7 +274,12 @@ impl MemoryEvents {
             if lane.single {
                 if let Some(record) = lane.watching.read_only(&mut lane.cursor) {
                     let next = lane.cursor.next();
-                    return Some(Event::Batch(Batch::new(lane.id, lane.generation, record.into(), next)));
+                    return Some(Event::Batch(Batch::new(
+                        lane.id,
+                        lane.generation,
+                        record.into(),
+                        next,
+                    )));
                 }
                 lane.single = false;
             }

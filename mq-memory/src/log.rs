@@ -1,6 +1,6 @@
 //! One partition: an append-only log in runs of records, and who is told of news in it.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{collections::VecDeque, iter, ops::Range, sync::Arc, time::Duration};
 
 use mq_api::{
     Message, Offset, Timestamp,
@@ -258,15 +258,12 @@ impl Partition {
         if cursor.next + 1 != tail.next || cursor.run.is_some() {
             return None;
         }
-        let only = tail
-            .open
-            .records
-            .last()
-            .filter(|last| last.offset == cursor.next)?
-            .clone();
+        if tail.open.records.is_empty() {
+            return None;
+        }
         cursor.next += 1;
         tail.has_read(Some(watcher));
-        Some(only)
+        tail.open.records.last().cloned()
     }
 
     /// Returns a copy of one record, none where it is no longer retained or not there yet.
@@ -489,9 +486,11 @@ impl Run {
         if own.is_some() || self.appended.is_some() {
             self.note_time(now);
         }
-        let offset = self.end();
+        let (offset, stored_at) = (self.end(), own.unwrap_or(now));
+        // Made where it is to stand, once there is room: `push` would make it on the stack and copy it, and the processor
+        // stalls where it reads as a whole what was just written in parts.
         self.records
-            .push(Record::new(offset, own.unwrap_or(now), message));
+            .extend(iter::once_with(|| Record::new(offset, stored_at, message)));
         self.bytes += weight;
         weight
     }

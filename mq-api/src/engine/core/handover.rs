@@ -123,6 +123,10 @@ impl Core {
     /// stalls the processor.
     #[inline]
     pub(crate) fn take_one(&mut self, auto_ack: bool, into: &mut Option<Delivery>) -> bool {
+        // Then what is written there drops nothing.
+        if into.is_some() {
+            return true;
+        }
         if !self.has_ready() {
             let taken = self.take_straight(into);
             if taken || !self.has_ready() {
@@ -130,8 +134,7 @@ impl Core {
             }
         }
         let now = self.now();
-        if let Some(item) = self.take_plain(now) {
-            *into = Some(Delivery::new(item, 1, now));
+        if self.take_plain(now, into) {
             return true;
         }
         *into = self
@@ -162,21 +165,29 @@ impl Core {
     /// Takes a message that was never handed over where nothing stands before it and nothing is to be looked up, as a
     /// rule, and counts its hand-over in the same step.
     #[inline]
-    fn take_plain(&mut self, now: Moment) -> Option<Item> {
-        let number = *self.ready.front()?;
-        let partition = self.partitions.get_mut(number as usize)?.as_mut()?;
+    fn take_plain(&mut self, now: Moment, into: &mut Option<Delivery>) -> bool {
+        let Some(&number) = self.ready.front() else {
+            return false;
+        };
+        let Some(Some(partition)) = self.partitions.get_mut(number as usize) else {
+            return false;
+        };
         if let Some(lease) = &partition.lease
             && !lease.stands_at(now)
         {
-            return None;
+            return false;
         }
-        let item = partition.take_plain(&self.config)?;
+        let Some(item) = partition.take_plain(&self.config) else {
+            return false;
+        };
+        // Before anything else is called, so that it is not kept on the stack for the case that this panics.
+        *into = Some(Delivery::new(item, 1, now));
         self.counters.delivered += 1;
         self.turn += 1;
         if self.turn >= TURN || !partition.has_fetched() || partition.wants_more(&self.config) {
             self.end_take(number);
         }
-        Some(item)
+        true
     }
 
     /// Takes messages as [`take_plain`](Self::take_plain) does, of one fetched batch and within the turn of its partition:
