@@ -211,6 +211,9 @@ impl Engine {
                     if let Some(result) = take(core) {
                         return Ok(Look::Found(result, core.may_have_more()));
                     }
+                }
+                // As a rule that look has come to the end of what the driver has.
+                if core.may_bring() {
                     while core.drive(Until::Ready) {
                         if let Some(result) = take(core) {
                             return Ok(Look::Found(result, core.may_have_more()));

@@ -84,7 +84,7 @@ impl Signal {
     #[inline]
     pub(crate) fn begin(&self, mut found: impl FnMut(u32)) {
         let bits = take(&self.state);
-        each(bits & !(FAR | WAITING), |near| found(near));
+        each(bits & !(FAR | WAITING), &mut found);
         if bits & FAR != 0 {
             self.take_far(found);
         }

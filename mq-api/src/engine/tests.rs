@@ -58,6 +58,32 @@ async fn a_nacked_message_comes_back_after_its_delay_and_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_that_is_held_stays_what_it_is_when_others_come_alone_behind_it() {
+    let script = Script::new();
+    let consumer = script.open(|builder| builder).await;
+    script.assign(Assignment::new(FIRST, 0));
+    let mut held = Vec::new();
+    for offset in 0..6 {
+        script.one(FIRST, 0, offset);
+        let delivery = consumer.consume().await.unwrap();
+        assert_eq!(delivery.offset(), offset);
+        // Every third is let go before the next one comes, so that what lent it is used again.
+        if offset % 3 == 2 {
+            delivery.ack().unwrap();
+        } else {
+            held.push(delivery);
+        }
+    }
+    assert_eq!(offsets(&held), [0, 1, 3, 4]);
+    for delivery in held {
+        assert_eq!(delivery.payload(), delivery.offset().to_string().as_bytes());
+        delivery.ack().unwrap();
+    }
+    consumer.commit().await.unwrap();
+    assert_eq!(script.last_commit().position, 6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hand_over_that_was_stored_and_perhaps_never_was_is_not_overtaken() {
     let script = Script::new();
     let consumer = script.open(|builder| builder).await;

@@ -102,6 +102,13 @@ impl Script {
         self.event(Event::Batch(Batch::new(id, generation, records.into(), next)));
     }
 
+    /// Tells of one record that comes alone; its payload is its offset.
+    pub(super) fn one(&self, id: AssignmentId, generation: u64, offset: Offset) {
+        let message = Message::new(offset.to_string());
+        let record = Record::new(offset, Timestamp::from_millis(0), message);
+        self.event(Event::Batch(Batch::new(id, generation, record.into(), offset + 1)));
+    }
+
     pub(super) fn answer_commits(&self, answer: impl FnMut() -> Result<CommitOutcome> + Send + 'static) {
         self.state().answer = Some(Box::new(answer));
     }
