@@ -106,7 +106,12 @@ impl Script {
     pub(super) fn one(&self, id: AssignmentId, generation: u64, offset: Offset) {
         let message = Message::new(offset.to_string());
         let record = Record::new(offset, Timestamp::from_millis(0), message);
-        self.event(Event::Batch(Batch::new(id, generation, record.into(), offset + 1)));
+        self.event(Event::Batch(Batch::new(
+            id,
+            generation,
+            record.into(),
+            offset + 1,
+        )));
     }
 
     pub(super) fn answer_commits(&self, answer: impl FnMut() -> Result<CommitOutcome> + Send + 'static) {
