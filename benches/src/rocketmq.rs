@@ -1,5 +1,7 @@
-//! RocketMQ's own clients in Java and Go: their ways to do each piece of work, with the same payloads, windows and checks
-//! as ours.
+//! RocketMQ's own clients in Java and Go, and one in Rust: their ways to do each piece of work, with the same payloads,
+//! windows and checks as ours.
+
+mod programs;
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,6 +17,7 @@ use mq_rocketmq::{RocketMq, RocketMqConfig};
 use test_brokers::{Broker, JavaProgram};
 use tokio::runtime::Runtime;
 
+pub use self::programs::Programs;
 use crate::{
     command::Options,
     meter::Sample,
@@ -30,6 +33,12 @@ use crate::{
 const WARM_UP: u64 = 500;
 /// How long one round of another client may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The name of the crate `rocketmq-client-rust` in the table; no goal names it.
+const RUST: &str = "rocketmq-client-rust";
+/// How many messages it has in flight where others have more: it refuses what goes over the bounds of its own queues, which
+/// takes 512 and not 700.
+const RUST_IN_FLIGHT: u64 = 512;
 
 type Outcome<T> = Result<T, String>;
 
@@ -54,11 +63,11 @@ const CPU: &[Figure] = &[Figure {
     unit: Unit::Micros,
 }];
 
-/// Connects all clients and lists the work. `go` is the program in Go, where it could be built.
+/// Connects all clients and lists the work.
 ///
 /// # Errors
 /// Says what could not be reached.
-pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Options) -> Outcome<Vec<Work>> {
+pub fn works(cluster: test_brokers::RocketMq, programs: &Programs, options: &Options) -> Outcome<Vec<Work>> {
     let runtime = Rc::new(crate::core::two_workers());
     let address = cluster.url().replace("rocketmq://", "");
     let connect = || {
@@ -71,14 +80,15 @@ pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Optio
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rocketmq/Bench.java");
     let jvm = ["-XX:TieredStopAtLevel=4", "-Xmx1g"];
     let java = cluster.java_program(&source, &jvm).map_err(text)?;
-    let go = match go {
-        None => None,
-        Some(go) => {
-            let mut command = Command::new(go);
+    let start = |program: &Option<PathBuf>| {
+        let program = program.as_ref().map(|program| {
+            let mut command = Command::new(program);
             command.env("NAMESRV_ADDR", &address);
-            Some(JavaProgram::start(command).map_err(text)?)
-        }
+            JavaProgram::start(command).map_err(text)
+        });
+        program.transpose()
     };
+    let (go, rust) = (start(&programs.go)?, start(&programs.rust)?);
     let topics = Rc::new(Topics {
         runtime: Rc::clone(&runtime),
         mq: connect()?,
@@ -87,15 +97,21 @@ pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Optio
         stored: RefCell::default(),
     });
     let java = Peer::start("Java", java, &topics)?;
-    let go = go
-        .map(|program| Peer::start("Go", program, &topics))
-        .transpose()?;
-    let peers: Vec<&Rc<Peer>> = std::iter::once(&java).chain(&go).collect();
+    let mut peers = vec![java];
+    for (name, program) in [("Go", go), (RUST, rust)] {
+        if let Some(program) = program {
+            peers.push(Peer::start(name, program, &topics)?);
+        }
+    }
     let (many, some, few) = (all.many, all.some, all.few);
     let against = |work: Work, what: &str, goals: &dyn Fn(&Peer) -> Vec<Goal>, round: PeerRound| {
         peers.iter().fold(work, |work, peer| {
-            let name = format!("{}{what}", peer.name);
-            let (goals, runs, round) = (goals(peer), Rc::clone(peer), Rc::clone(&round));
+            let (mut name, mut goals) = (format!("{}{what}", peer.name), goals(peer));
+            if peer.name == RUST {
+                name = name.replace("1000 singles", &format!("{RUST_IN_FLIGHT} singles"));
+                goals.fill(Goal::Shown);
+            }
+            let (runs, round) = (Rc::clone(peer), Rc::clone(&round));
             work.against(name, goals, move || round(&runs))
         })
     };
@@ -168,30 +184,6 @@ pub fn works(cluster: test_brokers::RocketMq, go: Option<&Path>, options: &Optio
     ));
     works.extend(all.growth());
     Ok(works)
-}
-
-/// Builds the program in Go, with the module proxy that Go is set up for; none where Go is not installed.
-///
-/// # Errors
-/// Says why it could not be built.
-pub fn build_go() -> Outcome<Option<PathBuf>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/rocketmq/go");
-    let program = std::env::current_exe()
-        .map_err(text)?
-        .with_file_name("rocketmq-go-bench");
-    let mut command = Command::new("go");
-    command
-        .arg("build")
-        .arg("-o")
-        .arg(&program)
-        .arg(".")
-        .current_dir(folder);
-    match command.output() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("go: {error}")),
-        Ok(output) if output.status.success() => Ok(Some(program)),
-        Ok(output) => Err(format!("go build: {}", String::from_utf8_lossy(&output.stderr))),
-    }
 }
 
 type PeerRound = Rc<dyn Fn(&Peer) -> Outcome<Sample>>;
@@ -290,6 +282,7 @@ impl Peer {
         let topic = self.topics.make(1)?;
         let (command, last) = match how {
             PeerSending::Singles => ("single", 0),
+            PeerSending::InFlight(window) if self.name == RUST => ("window", window.min(RUST_IN_FLIGHT)),
             PeerSending::InFlight(window) => ("window", window),
             PeerSending::Batches(size) => ("batch", size),
         };

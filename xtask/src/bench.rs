@@ -20,7 +20,8 @@ durability, windows and acks, and every message is checked: who loses or doubles
 ours divided by theirs: above 1 is better for rates, below 1 for times and memory. CPU is the processor time of the
 client's process for one message. Absolute numbers do not travel to other machines; ratios mostly do.
 
-Peers: `omniqueue`, `mq-bridge` and `ruststream` in memory, `sea-streamer` on Redis and Kafka, `ruststream` on RabbitMQ.
+Peers: `omniqueue`, `mq-bridge` and `ruststream` in memory, `sea-streamer` on Redis and Kafka, `ruststream` on RabbitMQ,
+`rocketmq-client-rust` on RocketMQ.
 Not measured: `omniqueue` on RabbitMQ, which does not wait for confirms, `mq-bridge` elsewhere, and `shove`.
 
 Why a goal is missed stands, by profiles, in `docs/architecture.md` for memory, and for each broker in the page of its
