@@ -189,18 +189,7 @@ pub fn works(server: Kafka, options: &Options) -> Outcome<Vec<Work>> {
     ]);
     works.extend(all.growth());
     #[cfg(feature = "kafka-peers")]
-    works.extend([
-        all.produce(Sending::InFlight(1000), 100)
-            .against("sea-streamer-kafka", [Goal::Shown], {
-                let raw = Rc::clone(&raw);
-                move || raw.sea_produce(many, 100, 1000)
-            }),
-        all.consume(many, 100, Mode::Partitioned)
-            .against("sea-streamer-kafka", [Goal::Shown], {
-                let raw = Rc::clone(&raw);
-                move || raw.sea_consume(many, 100)
-            }),
-    ]);
+    works.extend(peer::works(&all, &raw));
     Ok(works)
 }
 
@@ -297,13 +286,19 @@ impl Raw {
 
     /// Checks that all messages are there.
     fn holds(&self, topic: &str, messages: u64) -> Outcome<()> {
-        let bounds = self.questions.fetch_watermarks(topic, 0, STILL);
-        let (first, next) = bounds.map_err(text)?;
-        if u64::try_from(next - first) == Ok(messages) {
+        let stored = self.count(topic)?;
+        if stored == messages {
             Ok(())
         } else {
-            Err(format!("{} of {messages} messages are stored", next - first))
+            Err(format!("{stored} of {messages} messages are stored"))
         }
+    }
+
+    /// Asks how many messages a topic holds.
+    fn count(&self, topic: &str) -> Outcome<u64> {
+        let bounds = self.questions.fetch_watermarks(topic, 0, STILL);
+        let (first, next) = bounds.map_err(text)?;
+        u64::try_from(next - first).map_err(text)
     }
 
     /// Makes a producer that has sent its first message: it knows the topic and is connected.

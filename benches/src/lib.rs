@@ -6,6 +6,8 @@ pub mod command;
 pub mod core;
 pub mod disk;
 pub mod flat;
+#[cfg(any(feature = "kafka-peers", feature = "redis-peers"))]
+pub mod handler;
 pub mod idle;
 #[cfg(feature = "kafka")]
 pub mod kafka;

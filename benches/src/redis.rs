@@ -156,18 +156,7 @@ pub fn works(server: Redis, options: &Options) -> Outcome<Vec<Work>> {
     ];
     works.extend(all.growth());
     #[cfg(feature = "redis-peers")]
-    works.extend([
-        all.produce(Sending::InFlight(1000), 100)
-            .against("sea-streamer-redis", [Goal::Shown], {
-                let raw = Rc::clone(&raw);
-                move || raw.sea_produce(many, 100, 1000)
-            }),
-        all.consume(many, 100, Mode::Shared)
-            .against("sea-streamer-redis, 100 at once", at_least(1.5), {
-                let raw = Rc::clone(&raw);
-                move || raw.sea_group(many, 100)
-            }),
-    ]);
+    works.extend(peer::works(&all, &raw));
     Ok(works)
 }
 

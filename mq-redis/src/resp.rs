@@ -83,7 +83,9 @@ impl From<Value> for Reply {
             Value::Attribute { data, .. } => Self::from(*data),
             Value::Double(value) => Self::Text(value.to_string().into()),
             Value::Boolean(value) => Self::Int(value.into()),
-            Value::BigNumber(digits) => Self::Text(digits.into()),
+            // What it holds depends on a feature of the client that any other crate may turn on. Nothing we send is
+            // answered by one.
+            Value::BigNumber(_) => Self::Refused("an answer that is a big number".to_owned()),
             Value::ServerError(error) => Self::Refused(format!(
                 "{} {}",
                 error.code(),

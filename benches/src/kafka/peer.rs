@@ -1,9 +1,19 @@
-//! The same work by `sea-streamer-kafka`, which puts librdkafka's Rust wrapper behind an interface of its own.
+//! The same work by other libraries: here by `sea-streamer-kafka`, which puts librdkafka's Rust wrapper behind an interface
+//! of its own.
 
-use std::collections::VecDeque;
+mod ruststream;
+mod shove;
 
+use std::{
+    collections::VecDeque,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use mq_api::Mode;
 use rdkafka::{
-    consumer::{CommitMode, Consumer as _},
+    TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     types::RDKafkaErrorCode,
 };
 use sea_streamer_kafka::{
@@ -13,14 +23,85 @@ use sea_streamer_types::{
     Buffer, Consumer, ConsumerGroup, ConsumerMode, ConsumerOptions, Message, Producer, StreamKey, Streamer,
 };
 
-use super::{Outcome, Raw, text};
+use super::{Outcome, Raw, STILL, text};
 use crate::{
     meter::{Meter, Sample},
-    ours::{TAKE, verify},
+    ours::{Sending, TAKE, verify},
     payload::{Check, Payloads},
+    rounds::Goal,
+    side::Work,
+    standard::Standard,
 };
 
+/// Lists the work that other libraries do beside ours.
+pub(super) fn works(all: &Standard, raw: &Rc<Raw>) -> [Work; 2] {
+    let many = all.many;
+    let by = |round: fn(&Raw, u64) -> Outcome<Sample>| {
+        let raw = Rc::clone(raw);
+        move || round(&raw, many)
+    };
+    let none = [Goal::Shown];
+    [
+        all.produce(Sending::InFlight(1000), 100)
+            .against(
+                "sea-streamer-kafka",
+                none,
+                by(|raw, many| raw.sea_produce(many, 100, 1000)),
+            )
+            .against(
+                "ruststream-rdkafka, 1000 tasks",
+                none,
+                by(|raw, many| raw.ruststream_produce(many, 100, 1000)),
+            )
+            .against(
+                "shove, 1000 tasks",
+                none,
+                by(|raw, many| raw.shove_produce(many, 100, 1000)),
+            ),
+        all.consume(many, 100, Mode::Partitioned)
+            .against(
+                "sea-streamer-kafka",
+                none,
+                by(|raw, many| raw.sea_consume(many, 100)),
+            )
+            .against(
+                "ruststream-rdkafka, batches",
+                none,
+                by(|raw, many| raw.ruststream_consume(many, 100)),
+            )
+            .against(
+                "shove, batches",
+                none,
+                by(|raw, many| raw.shove_consume(many, 100)),
+            ),
+    ]
+}
+
+/// How long after its end a group's last commit may be missing.
+const SEEN: Duration = Duration::from_secs(10);
+
 impl Raw {
+    /// Checks that a group that has ended, perhaps a moment ago, has stored that all messages of a topic are consumed.
+    fn committed(&self, group: &str, topic: &str, messages: u64) -> Outcome<()> {
+        let asking: BaseConsumer = self.reading(group).create().map_err(text)?;
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(topic, 0);
+        let by = Instant::now() + SEEN;
+        loop {
+            let list = asking.committed_offsets(asked.clone(), STILL).map_err(text)?;
+            let stored = list
+                .find_partition(topic, 0)
+                .and_then(|one| one.offset().to_raw());
+            if stored.and_then(|offset| u64::try_from(offset).ok()) == Some(messages) {
+                return Ok(());
+            }
+            if Instant::now() > by {
+                return Err(format!("{stored:?} of {messages} is committed"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     async fn sea_streamer(&self) -> Outcome<KafkaStreamer> {
         let url = format!("kafka://{}", self.brokers);
         KafkaStreamer::connect(url.parse().map_err(text)?, Default::default())
@@ -29,7 +110,7 @@ impl Raw {
     }
 
     /// Sends with so many messages in flight, from one task.
-    pub(super) fn sea_produce(&self, messages: u64, size: usize, in_flight: usize) -> Outcome<Sample> {
+    fn sea_produce(&self, messages: u64, size: usize, in_flight: usize) -> Outcome<Sample> {
         let payloads = Payloads::new(size);
         self.runtime.block_on(async {
             let topic = self.topic().await?;
@@ -65,7 +146,7 @@ impl Raw {
 
     /// Consumes in a group what is stored, and stores the position of each message, which is committed after each 1,000:
     /// a commit of its own waits for the answer each time.
-    pub(super) fn sea_consume(&self, messages: u64, size: usize) -> Outcome<Sample> {
+    fn sea_consume(&self, messages: u64, size: usize) -> Outcome<Sample> {
         let group = self.name();
         let (sample, check) = self.runtime.block_on(async {
             let topic = self.stored(messages, size).await?;

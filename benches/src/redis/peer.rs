@@ -1,7 +1,12 @@
-//! The same work by `sea-streamer-redis`, which puts consumer groups of the server behind an interface of its own.
+//! The same work by other libraries: here by `sea-streamer-redis`, which puts consumer groups of the server behind an
+//! interface of its own.
 
-use std::collections::VecDeque;
+mod bridge;
+mod shove;
 
+use std::{collections::VecDeque, rc::Rc};
+
+use mq_api::Mode;
 use sea_streamer_redis::{AutoCommit, AutoStreamReset, RedisConsumerOptions, RedisStreamer, SendFuture};
 use sea_streamer_types::{
     Buffer, Consumer, ConsumerGroup, ConsumerMode, ConsumerOptions, Message, Producer, StreamKey, Streamer,
@@ -10,14 +15,82 @@ use sea_streamer_types::{
 use super::{Outcome, Raw, text};
 use crate::{
     meter::{Meter, Sample},
-    ours::verify,
+    ours::{Sending, verify},
     payload::{Check, Payloads},
+    rounds::Goal,
+    side::Work,
+    standard::Standard,
 };
 
 /// How many messages it takes at once, and acks together, as the raw client does here.
 const BATCH: usize = 100;
 
+/// Lists the work that other libraries do beside ours.
+pub(super) fn works(all: &Standard, raw: &Rc<Raw>) -> [Work; 2] {
+    let many = all.many;
+    let by = |round: fn(&Raw, u64) -> Outcome<Sample>| {
+        let raw = Rc::clone(raw);
+        move || round(&raw, many)
+    };
+    let none = [Goal::Shown];
+    [
+        all.produce(Sending::InFlight(1000), 100)
+            .against(
+                "sea-streamer-redis",
+                none,
+                by(|raw, many| raw.sea_produce(many, 100, 1000)),
+            )
+            .against(
+                "mq-bridge, 2 batches of 500",
+                none,
+                by(|raw, many| raw.bridge_produce(many, 100, 500, 2)),
+            )
+            .against(
+                "shove, 1000 tasks",
+                none,
+                by(|raw, many| raw.shove_produce(many, 100, 1000)),
+            ),
+        all.consume(many, 100, Mode::Shared)
+            .against(
+                "sea-streamer-redis, 100 at once",
+                [Goal::AtLeast(1.5)],
+                by(|raw, many| raw.sea_group(many, 100)),
+            )
+            .against(
+                "mq-bridge, 1000 at once",
+                none,
+                by(|raw, many| raw.bridge_group(many, 100)),
+            )
+            .against(
+                "shove, 1000 at once",
+                none,
+                by(|raw, many| raw.shove_group(many, 100)),
+            ),
+    ]
+}
+
 impl Raw {
+    /// Checks that a stream holds all messages.
+    fn holds(&self, key: &str, messages: u64) -> Outcome<()> {
+        let stored = self.server.command(&["XLEN", key]).map_err(text)?;
+        if stored.trim() == messages.to_string() {
+            Ok(())
+        } else {
+            Err(format!("{} of {messages} messages are stored", stored.trim()))
+        }
+    }
+
+    /// Checks that a group has read all messages of a stream and that none of them waits for its ack.
+    fn acked(&self, key: &str, group: &str, messages: u64) -> Outcome<()> {
+        let asked = self.server.command(&["XPENDING", key, group]).map_err(text)?;
+        let pending = asked.lines().next().unwrap_or_default().trim().to_owned();
+        if pending == "0" {
+            Ok(())
+        } else {
+            Err(format!("{pending} of {messages} messages have no ack"))
+        }
+    }
+
     async fn sea_streamer(&self) -> Outcome<RedisStreamer> {
         let url = format!("redis://{}", self.server.address());
         RedisStreamer::connect(url.parse().map_err(text)?, Default::default())
@@ -26,7 +99,7 @@ impl Raw {
     }
 
     /// Sends with so many messages in flight, from one task.
-    pub(super) fn sea_produce(&self, messages: u64, size: usize, in_flight: usize) -> Outcome<Sample> {
+    fn sea_produce(&self, messages: u64, size: usize, in_flight: usize) -> Outcome<Sample> {
         let key = self.name();
         let payloads = Payloads::new(size);
         let sample = self.runtime.block_on(async {
@@ -53,12 +126,13 @@ impl Raw {
             producer.end().await.map_err(text)?;
             Ok::<_, String>(sample)
         })?;
+        self.holds(&key, messages)?;
         self.remove(&key)?;
         Ok(sample)
     }
 
     /// Consumes in a group what is stored, acks each message, and waits for the acks.
-    pub(super) fn sea_group(&self, messages: u64, size: usize) -> Outcome<Sample> {
+    fn sea_group(&self, messages: u64, size: usize) -> Outcome<Sample> {
         let group = self.name();
         let (sample, check) = self.runtime.block_on(async {
             let key = self.stored_in("msg", messages, size).await?;
