@@ -7,6 +7,7 @@ mod driver;
 mod error;
 mod ffi;
 mod format;
+mod lookup;
 mod member;
 mod outbox;
 mod producer;

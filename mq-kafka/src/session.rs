@@ -1,6 +1,7 @@
 //! What a member does that needs waiting: taking partitions over, giving them back, moving them, watching the topic.
 
 use std::{
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,16 +10,20 @@ use std::{
 };
 
 use mq_api::{
-    Error, ErrorKind, Lease, Offset, Position, Result, TopicId,
+    Error, ErrorKind, Lease, Offset, Result, TopicId,
     driver::{Assignment, AssignmentId, Event, Prefetch},
 };
 use rdkafka::{consumer::Consumer, types::RDKafkaErrorCode as Code};
-use tokio::sync::{mpsc::UnboundedReceiver, oneshot, watch};
+use tokio::{
+    sync::{Semaphore, mpsc::UnboundedReceiver, oneshot, watch},
+    task::JoinSet,
+};
 
 use crate::{
     client, error,
     ffi::{self, PartitionQueue},
     format::Stored,
+    lookup::{self, Found, Wish},
     member::{Job, Member},
     outbox::Part,
     watch::Seen,
@@ -30,20 +35,26 @@ const MARK_LIMIT: Duration = Duration::from_secs(5);
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// How long the library may take to move a partition; it needs no answer of a broker for it.
 const MOVE_LIMIT: Duration = Duration::from_secs(2);
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a member that waits for the engine looks whether its session is over.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How many partitions a member asks brokers about at once; each question takes a thread.
+const LOOKUPS: usize = 16;
 /// An epoch is the group's generation, and below it in so many bits how often this member has taken over in it.
 const TIMES_BITS: u32 = 16;
 
-/// Does a member's jobs until it leaves.
+/// Does a member's jobs until it leaves: one after the other, but for what brokers are asked about where a partition may be
+/// read, which holds up no other partition and no rebalance.
 pub(crate) async fn run(member: Arc<Member>, prefetch: Prefetch, mut jobs: UnboundedReceiver<Job>) {
     let mut session = Session {
         member,
         prefetch,
         outage: false,
         taken: (0, 0),
+        lookups: JoinSet::new(),
+        behind: HashMap::new(),
+        turns: Arc::new(Semaphore::new(LOOKUPS)),
     };
     let member = Arc::clone(&session.member);
     let mut seen = member.watch.follow();
@@ -58,6 +69,7 @@ pub(crate) async fn run(member: Arc<Member>, prefetch: Prefetch, mut jobs: Unbou
                 let now = seen.borrow_and_update().clone();
                 session.saw(now);
             }
+            Some(found) = session.lookups.join_next() => session.found(found).await,
             job = jobs.recv() => match job {
                 Some(job) => session.work(job).await,
                 None => return,
@@ -90,6 +102,12 @@ struct Session {
     outage: bool,
     /// The last generation in which partitions were taken over, and how often that was.
     taken: (u64, u64),
+    /// What brokers are being asked, of one wish for each partition. They end with the session.
+    lookups: JoinSet<Found>,
+    /// What is wished for the partitions that are being looked up, in order: no wish overtakes another of its partition.
+    behind: HashMap<u32, VecDeque<Wish>>,
+    /// Bounds how many of them ask at once.
+    turns: Arc<Semaphore>,
 }
 
 /// Why partitions were not taken over.
@@ -143,12 +161,13 @@ impl Session {
                 to,
                 generation,
                 done,
-            } => {
-                let result = self.seek(id, to, generation).await;
-                // The engine may have stopped waiting.
-                let _ = done.send(result);
-            }
-            Job::Reset(id) => self.reset(id).await,
+            } => self.wish(Wish::Seek {
+                id,
+                to,
+                generation,
+                done,
+            }),
+            Job::Reset(id) => self.wish(Wish::Reset { id, late: false }),
             Job::Retake(partitions) => self.retake(partitions).await,
         }
     }
@@ -405,7 +424,7 @@ impl Session {
         for (id, offset) in places {
             if let Err(error) = self.move_to(id, offset, None).await {
                 tracing::debug!(topic = %member.topic, partition = id.partition, %error, "reading is begun again later");
-                self.reset_later(id).await;
+                self.wish(Wish::Reset { id, late: true });
             }
         }
     }
@@ -512,56 +531,97 @@ impl Session {
         }
     }
 
-    async fn seek(&self, id: AssignmentId, to: Position, generation: u64) -> Result<Offset> {
-        let member = &self.member;
-        let gone = || {
-            Error::new(
-                ErrorKind::Interrupted,
-                format!("partition {} is no longer this member's", id.partition),
-            )
-        };
-        member.link.outbox.part(id, |_| ()).ok_or_else(gone)?;
-        let offset = member
-            .client
-            .resolve(&member.link.topic, vec![id.partition], to)
-            .await?
-            .first()
-            .copied()
-            .ok_or_else(gone)?;
-        let moved = self.move_to(id, offset, Some(generation)).await;
-        if moved.is_err() {
-            // Back to where it was, should the library have left that.
-            self.reset_later(id).await;
+    /// Has brokers asked about a partition, when what was wished for it before is done.
+    fn wish(&mut self, wish: Wish) {
+        match self.behind.get_mut(&wish.id().partition) {
+            Some(behind) => behind.push_back(wish),
+            None => {
+                self.behind.insert(wish.id().partition, VecDeque::new());
+                self.look_up(wish);
+            }
         }
-        moved.map(|()| offset)
     }
 
-    /// Moves the library to where a tenure goes on, unless that was done meanwhile.
-    async fn reset(&self, id: AssignmentId) {
-        let place = |part: &mut Part| part.moving.then_some(part.next);
-        let Some(at) = self.member.link.outbox.part(id, place).flatten() else {
+    fn look_up(&mut self, wish: Wish) {
+        let (member, turns) = (Arc::clone(&self.member), Arc::clone(&self.turns));
+        self.lookups.spawn(lookup::find(member, turns, wish));
+    }
+
+    /// Moves a partition to where it was found to go on.
+    async fn found(&mut self, found: Result<Found, tokio::task::JoinError>) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                // The runtime ends, or the lookup has panicked: its partition would stand still without a word.
+                let error =
+                    Error::new(ErrorKind::Other, "a lookup ended without an answer").with_source(error);
+                self.member.link.outbox.end(error);
+                return;
+            }
+        };
+        let id = found.id();
+        let moved = match found {
+            Found::Seek {
+                id,
+                to,
+                generation,
+                done,
+            } => {
+                let (result, moved) = self.seek(id, to, generation).await;
+                // The engine may have stopped waiting.
+                let _ = done.send(result);
+                moved
+            }
+            Found::Reset { id, place } => self.reset(id, place).await,
+        };
+        let Some(behind) = self.behind.get_mut(&id.partition) else {
             return;
         };
-        if let Err(error) = self.try_reset(id, at).await {
-            tracing::debug!(partition = id.partition, %error, "finding where to go on is tried again");
-            self.reset_later(id).await;
+        if !moved {
+            behind.push_back(Wish::Reset { id, late: true });
+        }
+        match behind.pop_front() {
+            Some(next) => self.look_up(next),
+            None => drop(self.behind.remove(&id.partition)),
         }
     }
 
-    /// Has it done behind the other jobs: nothing can be moved before the library has the answer that one of them may be.
-    async fn reset_later(&self, id: AssignmentId) {
-        let _ = tokio::time::timeout(FIRST_PAUSE, self.member.link.leave.notified()).await;
-        // The member is leaving where nobody hears it.
-        let _ = self.member.link.do_next(Job::Reset(id));
+    /// Returns the result of a seek, and whether the library stands where it is to stand.
+    async fn seek(&self, id: AssignmentId, to: Result<Offset>, generation: u64) -> (Result<Offset>, bool) {
+        // The partition may have been given back while the brokers were asked.
+        let to = to.and_then(|to| match self.member.link.outbox.part(id, |_| ()) {
+            Some(()) => Ok(to),
+            None => Err(lookup::gone(id)),
+        });
+        match to {
+            Ok(to) => {
+                let moved = self.move_to(id, to, Some(generation)).await;
+                // Where that failed: back to where it was, should the library have left that.
+                let stands = moved.is_ok();
+                (moved.map(|()| to), stands)
+            }
+            Err(error) => (Err(error), true),
+        }
     }
 
-    async fn try_reset(&self, id: AssignmentId, at: Offset) -> Result<()> {
+    /// Moves the library to where a tenure goes on, unless that was done meanwhile; `false` where it is to be tried again.
+    async fn reset(&self, id: AssignmentId, place: Result<Option<(Offset, Offset, Offset)>>) -> bool {
+        let stands = self.member.link.outbox.part(id, lookup::waits_at).flatten();
+        let moved = match (place, stands) {
+            (Err(error), _) => Err(error),
+            (Ok(Some((at, first, next))), Some(now)) if at == now => self.reset_to(id, at, first, next).await,
+            // It stands elsewhere by now.
+            (Ok(Some(_)), Some(_)) => return false,
+            _ => return true,
+        };
+        if let Err(error) = &moved {
+            tracing::debug!(partition = id.partition, %error, "finding where to go on is tried again");
+        }
+        moved.is_ok()
+    }
+
+    async fn reset_to(&self, id: AssignmentId, at: Offset, first: Offset, next: Offset) -> Result<()> {
         let member = &self.member;
-        let bounds = member
-            .client
-            .bounds(&member.link.topic, vec![id.partition])
-            .await?;
-        let (first, next) = bounds.first().copied().unwrap_or((at, at));
         let to = at.clamp(first, next.max(first));
         if to > at {
             let event = Event::Trimmed {

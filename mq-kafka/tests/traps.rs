@@ -15,6 +15,7 @@
 //! | a partition refused at its takeover is begun at its end, where the library jumps late | `a_partition_refused_at_takeover_is_read_from_where_the_group_stands` |
 //! | kill -9 of the broker, and a freeze of 8 s | `faults.rs`: `a_broker_that_is_killed_loses_nothing`, `a_broker_that_stands_still_for_eight_seconds_loses_nothing` |
 //! | one of three brokers is killed | `cluster.rs` |
+//! | a broker that does not tell where a partition ends holds up the group | `a_lookup_without_an_answer_holds_up_no_rebalance` |
 //! | messages of aborted transactions | `messages_of_aborted_transactions_are_not_seen` |
 //! | brokers that are absent, silent, nameless or send 64 MB of junk | `faults.rs`: `absent_silent_babbling_and_nameless_brokers_are_typed_errors_in_time`, `a_good_broker_on_a_bad_address_is_used` |
 //! | logins, certificates and rights that are wrong | `security.rs` |
@@ -25,11 +26,12 @@ mod support;
 
 use std::{
     future::poll_fn,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mq_api::{
-    Clock, ErrorKind, Message, TopicName, TopicSpec,
+    Clock, ErrorKind, Message, Position, TopicName, TopicSpec,
     driver::{Commit, CommitOutcome, CommittedRequest, Event, Mq},
 };
 use mq_kafka::KafkaMq;
@@ -438,6 +440,60 @@ async fn a_storm_of_rebalances_loses_nothing() {
     for member in members {
         member.leave().await.unwrap();
     }
+    mq.close().await.unwrap();
+}
+
+/// A seek asks the broker for the end of a partition, and has no answer, while another member joins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lookup_without_an_answer_holds_up_no_rebalance() {
+    let options = KafkaOptions::new().with_proxy();
+    let kafka = options
+        .with_config("broker.session.timeout.ms=30000")
+        .start()
+        .unwrap();
+    let proxy = kafka.proxy().unwrap();
+    let meddler = Meddler::start(proxy.target());
+    proxy.set_target(meddler.address());
+    // Long enough to be told from everything else that takes time here.
+    let patient = config(&kafka)
+        .with_connect_timeout(PATIENCE)
+        .with_request_timeout(PATIENCE);
+    let mq = KafkaMq::connect_with(patient).await.unwrap();
+    let topic = create(&mq, "asked", 2).await;
+    let mut first = join(&mq, subscription(&topic, "asked")).await;
+    first.until("assigned", |m| m.assigned.len() == 2).await;
+
+    meddler.hold_lookups();
+    let consumer = Arc::clone(&first.consumer);
+    let id = first.id(0);
+    let seeking = tokio::spawn(async move { consumer.seek(id, Position::Latest, 1).await });
+    let begin = Instant::now();
+    while meddler.held() == 0 {
+        assert!(begin.elapsed() < PATIENCE, "nothing is asked");
+        first.step(Duration::from_millis(10)).await;
+    }
+    let second = connect(&kafka).await;
+    let joining = tokio::spawn(async move {
+        let mut member = join(&second, subscription(&topic, "asked")).await;
+        member.until("its part", |m| m.assigned.len() == 1).await;
+        member
+    });
+    let begin = Instant::now();
+    while !joining.is_finished() {
+        assert!(begin.elapsed() < PATIENCE / 2, "the rebalance waits for the seek");
+        first.step(Duration::from_millis(10)).await;
+    }
+    let second = joining.await.unwrap();
+    assert!(!seeking.is_finished(), "the seek still waits for its answer");
+    meddler.release_lookups();
+    let sought = seeking.await.unwrap();
+    match first.assigned.contains_key(&0) {
+        true => assert_eq!(sought.unwrap(), 0),
+        // It was given to the other member meanwhile.
+        false => assert_eq!(sought.unwrap_err().kind(), ErrorKind::Interrupted),
+    }
+    second.consumer.close().await.unwrap();
+    first.consumer.close().await.unwrap();
     mq.close().await.unwrap();
 }
 

@@ -89,11 +89,16 @@ impl Meddler {
         *self.shared.holding.lock().unwrap() = true;
     }
 
+    /// Returns how many answers were kept so far.
+    pub fn held(&self) -> usize {
+        self.shared.held.load(Ordering::Acquire)
+    }
+
     /// Lets them go, and those that come; returns how many were kept.
     pub fn release_lookups(&self) -> usize {
         *self.shared.holding.lock().unwrap() = false;
         self.shared.released.notify_all();
-        self.shared.held.load(Ordering::Acquire)
+        self.held()
     }
 }
 
