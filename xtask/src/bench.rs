@@ -20,9 +20,11 @@ durability, windows and acks, and every message is checked: who loses or doubles
 ours divided by theirs: above 1 is better for rates, below 1 for times and memory. CPU is the processor time of the
 client's process for one message. Absolute numbers do not travel to other machines; ratios mostly do.
 
-Peers: `omniqueue`, `mq-bridge` and `ruststream` in memory, `sea-streamer` on Redis and Kafka, `ruststream` on RabbitMQ,
-`rocketmq-client-rust` on RocketMQ.
-Not measured: `omniqueue` on RabbitMQ, which does not wait for confirms, `mq-bridge` elsewhere, and `shove`.
+Peers: in memory `omniqueue`, `mq-bridge` and `ruststream`; on Kafka `sea-streamer`, `ruststream` and `shove`; on RabbitMQ
+`ruststream`; on Redis `sea-streamer`, `mq-bridge` and `shove`; on RocketMQ `rocketmq-client-rust`. Where a peer can only await
+each message it sends, it sends from many tasks. Not measured: `omniqueue` on RabbitMQ, which asks for no confirms, and on Redis, where it needs a client and
+a TLS library of its own that are built for nothing else; `mq-bridge` on Kafka, whose zlib of its own has librdkafka built
+twice; `mq-bridge` and `shove` on RabbitMQ, which bring a second library for TLS in C; `ruststream` on Redis, which it has not.
 
 Why a goal is missed stands, by profiles, in `docs/architecture.md` for memory, and for each broker in the page of its
 driver, `src/docs.md`.

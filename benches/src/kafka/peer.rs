@@ -98,7 +98,8 @@ impl Raw {
             if Instant::now() > by {
                 return Err(format!("{stored:?} of {messages} is committed"));
             }
-            std::thread::sleep(Duration::from_millis(50));
+            let pause = async { tokio::time::sleep(Duration::from_millis(50)).await };
+            self.runtime.block_on(pause);
         }
     }
 

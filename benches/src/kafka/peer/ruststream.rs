@@ -67,7 +67,7 @@ impl Raw {
             let mut source = KafkaTopic::new(&*topic).group(&*group).commit(Commit::Tracked);
             for (name, value) in self.reading(&group).config_map() {
                 // It commits by the client's timer, from positions that acks store.
-                if name != "enable.auto.commit" {
+                if name != "enable.auto.commit" && name != "enable.auto.offset.store" {
                     source = source.config(name, value);
                 }
             }
