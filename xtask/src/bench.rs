@@ -22,9 +22,10 @@ client's process for one message. Absolute numbers do not travel to other machin
 
 Peers: in memory `omniqueue`, `mq-bridge` and `ruststream`; on Kafka `sea-streamer`, `ruststream` and `shove`; on RabbitMQ
 `ruststream`; on Redis `sea-streamer`, `mq-bridge` and `shove`; on RocketMQ `rocketmq-client-rust`. Where a peer can only await
-each message it sends, it sends from many tasks. Not measured: `omniqueue` on RabbitMQ, which asks for no confirms, and on Redis, where it needs a client and
-a TLS library of its own that are built for nothing else; `mq-bridge` on Kafka, whose zlib of its own has librdkafka built
-twice; `mq-bridge` and `shove` on RabbitMQ, which bring a second library for TLS in C; `ruststream` on Redis, which it has not.
+each message it sends, it sends from many tasks. Not measured: `omniqueue` on RabbitMQ, which asks for no confirms, and on
+Redis, where it needs an older client and a TLS library built for it alone; `mq-bridge` on Kafka, which asks for another build
+of librdkafka; `mq-bridge` and `shove` on RabbitMQ, which bring a second TLS library in C; `ruststream` on Redis, which it has
+not.
 
 Why a goal is missed stands, by profiles, in `docs/architecture.md` for memory, and for each broker in the page of its
 driver, `src/docs.md`.
