@@ -40,6 +40,8 @@ use crate::{
 
 /// How many messages one ack covers.
 const ACK: u64 = 64;
+/// How many copies may be without a confirm, where messages go from a stream into another queue.
+const COPIED: usize = 256;
 /// How many messages the server may send ahead of the acks.
 const AHEAD: u16 = 1024;
 
@@ -142,7 +144,11 @@ pub fn works(server: RabbitMq, options: &Options) -> Outcome<Vec<Work>> {
         all.consume(many, 1024, Mode::Partitioned)
             .against(acks, at_least(0.7), read(many, 1024)),
         all.consume(many, 100, Mode::Shared)
-            .against(acks, [Goal::Shown], read(many, 100)),
+            .against("lapin, from the stream through a quorum queue", [Goal::Shown], {
+                let raw = Rc::clone(&raw);
+                move || raw.share(many, 100)
+            })
+            .against("lapin, the stream alone", [Goal::Shown], read(many, 100)),
         all.catch_up().against(acks, [Goal::Shown], read(10 * many, 100)),
         all.group_of_four(),
         all.latency().against(
@@ -238,12 +244,16 @@ impl Raw {
 
     /// Consumes a stream from its first message on.
     async fn open(&self, queue: &str) -> Outcome<(Channel, Consumer)> {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
+        self.open_with(queue, arguments).await
+    }
+
+    async fn open_with(&self, queue: &str, arguments: FieldTable) -> Outcome<(Channel, Consumer)> {
         let chan = self.receiving.create_channel().await.map_err(text)?;
         chan.basic_qos(AHEAD, BasicQosOptions::default())
             .await
             .map_err(text)?;
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
         let consumer = chan.basic_consume(
             queue.into(),
             "raw".into(),
@@ -254,22 +264,11 @@ impl Raw {
         Ok((chan, consumer))
     }
 
-    /// Receives what a stream holds, acks, and checks it. The clock runs from the first message on.
+    /// Receives what a stream holds.
     async fn receive(&self, queue: &str, messages: u64) -> Outcome<Sample> {
         let (chan, mut consumer) = self.open(queue).await?;
-        let mut check = Check::default();
-        check.take(&next(&mut consumer).await?.data);
-        let meter = Meter::start();
-        for count in 2..=messages {
-            let delivery = next(&mut consumer).await?;
-            check.take(&delivery.data);
-            if count.is_multiple_of(ACK) {
-                ack(&delivery).await?;
-            }
-        }
-        let sample = meter.stop(messages - 1);
+        let sample = receive_all(&mut consumer, messages).await?;
         chan.close(200, "".into()).await.map_err(text)?;
-        verify(check, messages)?;
         Ok(sample)
     }
 
@@ -277,6 +276,42 @@ impl Raw {
         self.runtime.block_on(async {
             let queue = self.stored(messages, size).await?;
             self.receive(&queue, messages).await
+        })
+    }
+
+    /// Copies a stream into a quorum queue and receives from there at the same time, as a shared group of one member does:
+    /// the stream is acked where a copy is confirmed. The clock runs from the first message that came through on.
+    fn share(&self, messages: u64, size: usize) -> Outcome<Sample> {
+        self.runtime.block_on(async {
+            let stored = self.stored(messages, size).await?;
+            let (sender, work) = self.queue("quorum").await?;
+            let (reading, mut stream) = self.open(&stored).await?;
+            let (chan, mut consumer) = self.open_with(&work, FieldTable::default()).await?;
+            let (copier, to) = (sender.clone(), work.clone());
+            let copying = tokio::spawn(async move {
+                let mut pending = VecDeque::with_capacity(COPIED);
+                for number in 1..=messages {
+                    let delivery = next(&mut stream).await?;
+                    pending.push_back((publish(&copier, &to, &delivery.data).await?, delivery));
+                    while pending.len() >= COPIED || number == messages {
+                        let Some((confirm, delivery)) = pending.pop_front() else {
+                            break;
+                        };
+                        confirmed(confirm).await?;
+                        if delivery.delivery_tag.is_multiple_of(ACK) {
+                            ack(&delivery).await?;
+                        }
+                    }
+                }
+                Ok::<_, String>(())
+            });
+            let sample = receive_all(&mut consumer, messages).await?;
+            copying.await.map_err(text)??;
+            for done in [chan, reading] {
+                done.close(200, "".into()).await.map_err(text)?;
+            }
+            self.remove(&sender, &work).await?;
+            Ok(sample)
         })
     }
 
@@ -308,6 +343,23 @@ impl Raw {
             Ok((published, delivered))
         })
     }
+}
+
+/// Receives so many messages, acks, and checks them. The clock runs from the first message on.
+async fn receive_all(consumer: &mut Consumer, messages: u64) -> Outcome<Sample> {
+    let mut check = Check::default();
+    check.take(&next(consumer).await?.data);
+    let meter = Meter::start();
+    for count in 2..=messages {
+        let delivery = next(consumer).await?;
+        check.take(&delivery.data);
+        if count.is_multiple_of(ACK) || count == messages {
+            ack(&delivery).await?;
+        }
+    }
+    let sample = meter.stop(messages - 1);
+    verify(check, messages)?;
+    Ok(sample)
 }
 
 async fn next(consumer: &mut Consumer) -> Outcome<Delivery> {

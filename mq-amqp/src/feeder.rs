@@ -26,6 +26,8 @@ use crate::{
 /// How many messages may wait in the queue before no more are copied.
 const MOST_WAITING: u32 = 5000;
 const FULL_PAUSE: Duration = Duration::from_millis(50);
+/// What part of the room that was seen one member fills before it looks again: others fill it too.
+const PART: u32 = 4;
 
 /// What the members who receive hear of the feeding.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +42,13 @@ pub(crate) struct Feeder {
     pub(crate) member: Arc<Member>,
     pub(crate) queue: String,
     pub(crate) told: watch::Sender<Feeding>,
+}
+
+/// The channel that copies go through.
+struct Pipe {
+    chan: Chan,
+    /// How many messages may go before the queue is looked at again.
+    room: u32,
 }
 
 /// Where a message of the queue comes from.
@@ -60,7 +69,7 @@ impl Feeder {
     /// Runs until the member has left.
     pub(crate) async fn run(self, mut ended: watch::Receiver<()>) {
         let mut events = AmqpEvents::new(Arc::clone(&self.member.outbox), ());
-        let mut chan = None;
+        let mut pipe = None;
         loop {
             let event = tokio::select! {
                 event = poll_fn(|cx| events.poll_event(cx)) => event,
@@ -69,7 +78,7 @@ impl Feeder {
             let error = match event {
                 Ok(Event::Batch(batch)) => {
                     tokio::select! {
-                        () = self.feed(&batch, &mut chan) => continue,
+                        () = self.feed(&batch, &mut pipe) => continue,
                         _ = ended.changed() => return,
                     }
                 }
@@ -90,16 +99,16 @@ impl Feeder {
     }
 
     /// Copies a batch, however often it takes, as long as the partition is this member's.
-    async fn feed(&self, batch: &Batch, chan: &mut Option<Chan>) {
+    async fn feed(&self, batch: &Batch, pipe: &mut Option<Pipe>) {
         let id = batch.assignment;
         let mut backoff = Backoff::new();
         while self.member.has(id) {
-            match self.copy(id, batch, chan).await {
+            match self.copy(id, batch, pipe).await {
                 Ok(true) => return,
                 Ok(false) => tokio::time::sleep(FULL_PAUSE).await,
                 Err(error) => {
                     tracing::debug!(%error, partition = id.partition, "feeding a shared group was interrupted");
-                    *chan = None;
+                    *pipe = None;
                     tokio::time::sleep(backoff.pause()).await;
                 }
             }
@@ -107,19 +116,25 @@ impl Feeder {
     }
 
     /// Copies and commits; false where the queue is full.
-    async fn copy(&self, id: AssignmentId, batch: &Batch, slot: &mut Option<Chan>) -> Result<bool> {
-        if slot.as_ref().is_none_or(|chan| !chan.conn().is_alive()) {
+    async fn copy(&self, id: AssignmentId, batch: &Batch, slot: &mut Option<Pipe>) -> Result<bool> {
+        if slot.as_ref().is_none_or(|pipe| !pipe.chan.conn().is_alive()) {
             let conn = self.member.shared.publish.conn().await?;
-            *slot = Some(conn.confirm_channel().await?);
+            let chan = conn.confirm_channel().await?;
+            *slot = Some(Pipe { chan, room: 0 });
         }
-        let Some(chan) = slot else {
+        let Some(Pipe { chan, room }) = slot else {
             return Ok(false);
         };
-        let look = QueueDeclareOptions::durable().passive();
-        let (waiting, _) = chan.declare(&self.queue, look, FieldTable::default()).await?;
-        if waiting >= MOST_WAITING {
-            return Ok(false);
+        let count = u32::try_from(batch.records.len()).unwrap_or(u32::MAX);
+        if *room < count {
+            let look = QueueDeclareOptions::durable().passive();
+            let (waiting, _) = chan.declare(&self.queue, look, FieldTable::default()).await?;
+            if waiting >= MOST_WAITING {
+                return Ok(false);
+            }
+            *room = ((MOST_WAITING - waiting) / PART).max(count);
         }
+        *room -= count;
         if !self.member.has(id) {
             return Ok(true);
         }

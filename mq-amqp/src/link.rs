@@ -18,9 +18,9 @@ use lapin::{
     BasicProperties, Channel, Confirmation, Connection, Consumer, ExchangeKind,
     message::BasicReturnMessage,
     options::{
-        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions,
-        BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
+        BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+        ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -430,6 +430,16 @@ impl Chan {
             Some(Err(error)) => Err(self.map(&error)),
             Some(Ok(())) | None => Ok(()),
         }
+    }
+
+    /// Gives a message back, in the order of such calls with those of [`Chan::ack`].
+    pub(crate) fn nack(&self, tag: u64) {
+        let again = BasicNackOptions {
+            requeue: true,
+            ..BasicNackOptions::default()
+        };
+        // Where the channel is gone, the server has done it.
+        let _ = self.channel.basic_nack(tag, again).now_or_never();
     }
 
     /// Ends the channel and returns when the server has ended it.

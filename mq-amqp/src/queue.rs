@@ -4,7 +4,7 @@
 //! A message is a member's while its channel stands; the lease is kept by us: what is not extended in time goes back.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
         Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak,
@@ -15,12 +15,8 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
-use lapin::{
-    Acker, Consumer,
-    message::Delivery,
-    options::{BasicNackOptions, QueueDeclareOptions},
-};
+use futures_util::{FutureExt, StreamExt, future};
+use lapin::{Acker, Consumer, message::Delivery, options::QueueDeclareOptions};
 use mq_api::{
     Clock, Error, ErrorKind, Moment, Result, Start,
     driver::{QueueConsumer, QueueReceipt, QueueRecord, Subscription, topic_not_found},
@@ -119,12 +115,18 @@ struct Source {
     id: u64,
 }
 
-/// What this member has, by source and tag.
+/// What this member has, by source and tag. Acks and what is given back are handed over under the lock: an ack of several
+/// must come after what was given back before, and cover nothing else.
 struct Holds {
-    all: StdMutex<HashMap<(u64, u64), Hold>>,
+    all: StdMutex<Held>,
     changed: Notify,
     clock: Clock,
 }
+
+type Held = HashMap<u64, BTreeMap<u64, Hold>>;
+
+/// What one call acks on a channel: tags, and the places of their receipts in the call.
+type Acked = (Arc<Chan>, Vec<(u64, usize)>);
 
 struct Hold {
     acker: Acker,
@@ -132,6 +134,12 @@ struct Hold {
     /// Until when it is the engine's; where it was given back, when it is to go.
     until: Moment,
     given_back: bool,
+}
+
+impl Hold {
+    fn is_the_engines(&self, now: Moment) -> bool {
+        !self.given_back && self.until > now && self.acker.usable()
+    }
 }
 
 impl Holds {
@@ -143,40 +151,77 @@ impl Holds {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(u64, u64), Hold>> {
+    fn lock(&self) -> MutexGuard<'_, Held> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes out what is still the engine's.
-    fn take(&self, receipt: &QueueReceipt) -> Option<Hold> {
-        let key = key(receipt)?;
+    fn take(all: &mut Held, key: (u64, u64), now: Moment) -> Option<Hold> {
+        let of_source = all.get_mut(&key.0)?;
+        of_source.get(&key.1).filter(|hold| hold.is_the_engines(now))?;
+        of_source.remove(&key.1)
+    }
+
+    /// Acks what is still the engine's: of a channel all before the oldest that stays at once, the others one by one. Returns
+    /// the channels on which something was acked.
+    fn ack(&self, receipts: &[QueueReceipt]) -> (Vec<Result<()>>, Vec<Arc<Chan>>) {
+        let now = self.clock.now();
+        let mut results: Vec<Result<()>> = Vec::with_capacity(receipts.len());
+        let mut sources: BTreeMap<u64, Acked> = BTreeMap::new();
+        let mut all = self.lock();
+        for (at, receipt) in receipts.iter().enumerate() {
+            let taken = key(receipt).and_then(|key| Some((key, Self::take(&mut all, key, now)?)));
+            let Some(((source, tag), hold)) = taken else {
+                results.push(Err(stale()));
+                continue;
+            };
+            results.push(Ok(()));
+            let (_, tags) = sources.entry(source).or_insert((hold.chan, Vec::new()));
+            tags.push((tag, at));
+        }
+        let mut chans = Vec::with_capacity(sources.len());
+        for (source, (chan, mut tags)) in sources {
+            tags.sort_unstable();
+            let staying = all.get(&source).and_then(|held| held.keys().next());
+            let before = staying.map_or(tags.len(), |oldest| tags.partition_point(|(tag, _)| tag < oldest));
+            let (together, alone) = tags.split_at(before);
+            if let Some((last, _)) = together.last() {
+                settled(&mut results, together, &chan.ack(*last, true));
+            }
+            for one in alone {
+                settled(&mut results, std::slice::from_ref(one), &chan.ack(one.0, false));
+            }
+            chans.push(chan);
+        }
+        (results, chans)
+    }
+
+    /// Gives back what is over, and says when to look again.
+    fn give_back_over(&self) -> Option<Moment> {
         let now = self.clock.now();
         let mut all = self.lock();
-        let hold = all.get(&key)?;
-        if hold.given_back || hold.until <= now || !hold.acker.usable() {
-            return None;
+        let mut next: Option<Moment> = None;
+        for of_source in all.values_mut() {
+            of_source.retain(|tag, hold| {
+                if !hold.acker.usable() {
+                    return false;
+                }
+                if hold.until <= now {
+                    hold.chan.nack(*tag);
+                    return false;
+                }
+                next = Some(next.map_or(hold.until, |next| next.min(hold.until)));
+                true
+            });
         }
-        all.remove(&key)
+        all.retain(|_, of_source| !of_source.is_empty());
+        next
     }
 
     /// Gives back what is over, until it is aborted.
     async fn keep(self: Arc<Self>) {
         loop {
-            let now = self.clock.now();
-            let (over, next) = {
-                let mut all = self.lock();
-                all.retain(|_, hold| hold.acker.usable());
-                let over: Vec<(u64, u64)> = all
-                    .iter()
-                    .filter(|(_, hold)| hold.until <= now)
-                    .map(|(key, _)| *key)
-                    .collect();
-                let over: Vec<Hold> = over.iter().filter_map(|key| all.remove(key)).collect();
-                (over, all.values().map(|hold| hold.until).min())
-            };
-            for hold in over {
-                give_back(&hold.acker).await;
-            }
+            let next = self.give_back_over();
             // Not one long sleep: the clock may be another than the runtime's.
             let pause = next.map(|next| {
                 next.saturating_since(self.clock.now())
@@ -190,13 +235,15 @@ impl Holds {
     }
 }
 
-async fn give_back(acker: &Acker) {
-    let again = BasicNackOptions {
-        requeue: true,
-        ..BasicNackOptions::default()
-    };
-    // Where the channel is gone, the server has done it.
-    let _ = acker.nack(again).await;
+/// Says of acks what became of handing them over.
+fn settled(results: &mut [Result<()>], tags: &[(u64, usize)], handed: &Result<()>) {
+    if let Err(error) = handed {
+        for (_, at) in tags {
+            if let Some(result) = results.get_mut(*at) {
+                *result = Err(error.clone());
+            }
+        }
+    }
 }
 
 fn receipt(source: u64, tag: u64) -> QueueReceipt {
@@ -359,21 +406,26 @@ impl AmqpQueue {
                 Err(_) => continue,
             };
             let (at, first) = came;
-            let Some(source) = sources.open.get_mut(at) else {
-                continue;
-            };
             // Nothing is awaited from here on: what is taken is returned.
             let mut taken = Vec::new();
             let mut next = Some(first);
-            while let Some(one) = next.take() {
-                match one {
-                    Some(Ok(delivery)) => taken.extend(self.take(source, delivery)?),
-                    Some(Err(_)) | None if !taken.is_empty() => break,
-                    Some(Err(error)) => return Err(source.chan.map(&error)),
-                    None => return Err(stream::cancelled()),
-                }
-                if taken.len() < max {
+            for at in (at..sources.open.len()).chain(0..at) {
+                let Some(source) = sources.open.get_mut(at) else {
+                    continue;
+                };
+                if next.is_none() && taken.len() < max {
                     next = source.consumer.next().now_or_never();
+                }
+                while let Some(one) = next.take() {
+                    match one {
+                        Some(Ok(delivery)) => taken.extend(self.take(source, delivery)?),
+                        Some(Err(_)) | None if !taken.is_empty() => break,
+                        Some(Err(error)) => return Err(source.chan.map(&error)),
+                        None => return Err(stream::cancelled()),
+                    }
+                    if taken.len() < max {
+                        next = source.consumer.next().now_or_never();
+                    }
                 }
             }
             if !taken.is_empty() {
@@ -387,7 +439,7 @@ impl AmqpQueue {
     fn is_short(&self, sources: &Sources) -> bool {
         let held = self.held.lock();
         sources.open.iter().all(|source| {
-            let has = held.keys().filter(|(id, _)| *id == source.id).count();
+            let has = held.get(&source.id).map_or(0, BTreeMap::len);
             has >= usize::from(self.ahead)
         })
     }
@@ -406,21 +458,22 @@ impl AmqpQueue {
         let from = origin(&delivery.properties);
         let offset = from.as_ref().map_or(0, |from| from.offset);
         let body = std::mem::take(&mut delivery.data);
-        let Some(record) = format::decode(offset, &delivery.properties, body)? else {
+        let decoded = format::decode(offset, &delivery.properties, body);
+        if let Ok(None) = decoded {
             return Ok(None);
-        };
+        }
         let until = self.clock.now() + self.lease;
         // A classic queue counts nothing, and tells only whether it is the first time.
         let attempt = attempt(&delivery.properties).max(1 + u32::from(delivery.redelivered));
-        self.held.lock().insert(
-            (source.id, tag),
-            Hold {
-                acker: delivery.acker,
-                chan: Arc::clone(&source.chan),
-                until,
-                given_back: false,
-            },
-        );
+        let hold = Hold {
+            acker: delivery.acker,
+            chan: Arc::clone(&source.chan),
+            until,
+            // What cannot be read goes back, for a later build: no ack of several may cover it.
+            given_back: decoded.is_err(),
+        };
+        self.held.lock().entry(source.id).or_default().insert(tag, hold);
+        let Some(record) = decoded? else { return Ok(None) };
         Ok(Some(QueueRecord::new(
             from.map_or(0, |from| from.partition),
             record,
@@ -505,29 +558,21 @@ impl QueueConsumer for AmqpQueue {
     }
 
     async fn ack(&self, receipts: Vec<QueueReceipt>) -> Vec<Result<()>> {
-        let mut results = Vec::with_capacity(receipts.len());
-        let mut chans: Vec<Arc<Chan>> = Vec::new();
-        for receipt in &receipts {
-            let (Some(hold), Some((_, tag))) = (self.held.take(receipt), key(receipt)) else {
-                results.push(Err(stale()));
-                continue;
-            };
-            results.push(hold.chan.ack(tag, false));
-            if !chans.iter().any(|chan| Arc::ptr_eq(chan, &hold.chan)) {
-                chans.push(hold.chan);
-            }
-        }
-        for chan in chans {
+        let (results, chans) = self.held.ack(&receipts);
+        future::join_all(chans.iter().map(|chan| async move {
             // An answer tells that the acks before it have been read.
             if let Err(error) = chan.prefetch(self.ahead).await {
                 tracing::debug!(%error, "acks may have been lost with their channel");
             }
-        }
+        }))
+        .await;
         results
     }
 
     async fn nack(&self, receipts: Vec<(QueueReceipt, Duration)>) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(receipts.len());
+        let now = self.clock.now();
+        let mut held = self.held.lock();
         for (receipt, after) in receipts {
             if after > LONGEST_HOLD {
                 results.push(Err(Error::unsupported(
@@ -536,16 +581,17 @@ impl QueueConsumer for AmqpQueue {
                 )));
                 continue;
             }
-            let (Some(mut hold), Some(key)) = (self.held.take(&receipt), key(&receipt)) else {
+            let taken = key(&receipt).and_then(|key| Some((key, Holds::take(&mut held, key, now)?)));
+            let Some(((source, tag), mut hold)) = taken else {
                 results.push(Err(stale()));
                 continue;
             };
             if after.is_zero() {
-                give_back(&hold.acker).await;
+                hold.chan.nack(tag);
             } else {
                 hold.given_back = true;
-                hold.until = self.clock.now() + after;
-                self.held.lock().insert(key, hold);
+                hold.until = now + after;
+                held.entry(source).or_default().insert(tag, hold);
                 self.held.changed.notify_one();
             }
             results.push(Ok(()));
@@ -561,8 +607,8 @@ impl QueueConsumer for AmqpQueue {
             .into_iter()
             .map(|receipt| {
                 let hold = key(&receipt)
-                    .and_then(|key| held.get_mut(&key))
-                    .filter(|hold| !hold.given_back && hold.until > now && hold.acker.usable())
+                    .and_then(|(source, tag)| held.get_mut(&source)?.get_mut(&tag))
+                    .filter(|hold| hold.is_the_engines(now))
                     .ok_or_else(stale)?;
                 hold.until = until;
                 Ok((receipt, until))

@@ -116,6 +116,7 @@ async fn one_server_serves_it_all() {
     let mq = open(&rabbit).await;
     what_is_produced_goes_through_the_exchange_and_is_plain_to_others(&mq, &channel).await;
     what_others_sent_is_consumed_and_settled(&mq, &channel).await;
+    an_ack_of_several_covers_none_that_was_not_acked(&mq, &channel).await;
     a_quorum_queue_counts_the_attempts(&mq).await;
     a_rejected_message_ends_in_a_topic_of_ours(&mq, &channel).await;
     what_is_not_there_or_cannot_be_done_is_a_typed_error(&mq).await;
@@ -193,6 +194,60 @@ async fn what_others_sent_is_consumed_and_settled(mq: &Mq, channel: &Channel) {
         .await
         .unwrap();
     assert_eq!(queue.message_count(), 0, "what was acked is gone");
+}
+
+async fn an_ack_of_several_covers_none_that_was_not_acked(mq: &Mq, channel: &Channel) {
+    const COUNT: usize = 100;
+    for number in 0..COUNT {
+        publish(
+            channel,
+            "invoices",
+            &number.to_string(),
+            BasicProperties::default(),
+        )
+        .await;
+    }
+    let consumer = mq.consumer("invoices", "any").mode(Mode::Shared).await.unwrap();
+    let (mut acked, mut held, mut left) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..COUNT {
+        let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
+            .await
+            .unwrap()
+            .unwrap();
+        match number % 10 {
+            3 => {
+                left.push(delivery.payload().to_vec());
+                held.push(delivery);
+            }
+            7 => {
+                left.push(delivery.payload().to_vec());
+                delivery.nack_after(Duration::from_secs(600)).unwrap();
+            }
+            _ => acked.push(delivery),
+        }
+    }
+    // The latest first, the others at once and in pieces.
+    let late = acked.split_off(acked.len() / 2);
+    consumer.ack_all(late).unwrap();
+    consumer.commit().await.unwrap();
+    consumer.ack_all(acked).unwrap();
+    consumer.commit().await.unwrap();
+    consumer.close().await.unwrap();
+    drop(held);
+    let mut back = Vec::new();
+    let consumer = mq.consumer("invoices", "any").mode(Mode::Shared).await.unwrap();
+    while back.len() < left.len() {
+        let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
+            .await
+            .unwrap()
+            .unwrap();
+        back.push(delivery.payload().to_vec());
+        delivery.ack().unwrap();
+    }
+    consumer.close().await.unwrap();
+    back.sort();
+    left.sort();
+    assert_eq!(back, left);
 }
 
 async fn a_quorum_queue_counts_the_attempts(mq: &Mq) {
