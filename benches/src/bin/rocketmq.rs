@@ -24,7 +24,7 @@ fn main() -> ExitCode {
              in one JVM of its own, which the first round warms up, its client in Go, 2.1.2, and the crate \
              `rocketmq-client-rust`, 1.0.0, each in a process of its own. Positions are stored every 0.2 s here, every \
              second in Java and by the crate, every five in Go, which has no option for it. The crate refuses some of \
-             1000 messages in flight, so that it has 512.{}",
+             1000 messages in flight, so that it has 256.{}",
             programs.missing()
         );
         Ok((about, rocketmq::works(cluster, &programs, options)?))
