@@ -39,10 +39,10 @@ pub trait Broker: Debug + Send + Sync {
     /// [`Error::NotRunning`], and [`Error::NotEnded`].
     fn kill(&self) -> Result<()>;
 
-    /// Stops the server's processes with SIGSTOP: connections stay open and nothing is answered.
+    /// Stops the server's processes with SIGSTOP: connections stay open, and nothing is answered from the return on.
     ///
     /// # Errors
-    /// [`Error::NotRunning`].
+    /// [`Error::NotRunning`], [`Error::NotStopped`].
     fn freeze(&self) -> Result<()>;
 
     /// Lets the server's processes go on after [`Broker::freeze`].

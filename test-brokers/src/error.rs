@@ -45,6 +45,14 @@ pub enum Error {
         /// How long was waited.
         waited: Duration,
     },
+    /// A server went on for the given time after it was told to stop where it stands.
+    #[error("{server} has not stopped {waited:?} after its signal")]
+    NotStopped {
+        /// The server's name.
+        server: String,
+        /// How long was waited.
+        waited: Duration,
+    },
     /// The call needs a running server.
     #[error("{server} is not running")]
     NotRunning {

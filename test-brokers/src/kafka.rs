@@ -10,8 +10,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 pub use cluster::KafkaCluster;
 pub use options::KafkaOptions;
 
@@ -235,11 +233,11 @@ impl Broker for Kafka {
     }
 
     fn freeze(&self) -> Result<()> {
-        self.process.signal(Signal::STOP)
+        self.process.freeze()
     }
 
     fn thaw(&self) -> Result<()> {
-        self.process.signal(Signal::CONT)
+        self.process.thaw()
     }
 
     fn logs(&self) -> String {

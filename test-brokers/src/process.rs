@@ -16,6 +16,8 @@ use crate::{Error, Result};
 
 /// How long a process may need to be gone after SIGKILL; a JVM with much memory on a busy machine is slow.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// How long the last thread of a server may need to stop, which may wait for a disk.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(5);
 
 /// A watcher waits for the end of its standard input, which comes when this process ends in whatever way, and
@@ -78,6 +80,21 @@ impl Process {
     /// Sends a signal to every process of the group.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         kill_process_group(to_pid(self.group())?, signal).context(format!("cannot signal {}", self.name))
+    }
+
+    /// Stops every process of the group, and returns when none of their threads goes on. The signal alone does not say so:
+    /// one thread takes it up and stops the others, and on a busy machine that thread may have to wait for a processor while
+    /// the others still answer.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let group = self.group();
+        let stopped = wait_for(FREEZE_LIMIT, STEP, || -> Result<_> {
+            Ok(group_members(group).into_iter().all(is_stopped).then_some(()))
+        })?;
+        stopped.ok_or_else(|| Error::NotStopped {
+            server: self.name.clone(),
+            waited: FREEZE_LIMIT,
+        })
     }
 
     /// Asks the group, or only its members called `only`, to end; kills what is left after `patience`.
@@ -171,13 +188,23 @@ impl Slot {
         self.lock().as_mut().is_some_and(Process::is_running)
     }
 
-    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+    /// Stops the server's processes where they stand.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.running(Process::freeze)
+    }
+
+    /// Lets a server go on that was frozen.
+    pub(crate) fn thaw(&self) -> Result<()> {
+        self.running(|process| process.signal(Signal::CONT))
+    }
+
+    fn running(&self, act: impl FnOnce(&Process) -> Result<()>) -> Result<()> {
         let mut process = self.lock();
         match process
             .as_mut()
             .and_then(|process| process.is_running().then_some(process))
         {
-            Some(process) => process.signal(signal),
+            Some(process) => act(process),
             None => Err(self.not_running()),
         }
     }
@@ -271,6 +298,31 @@ pub(crate) fn group_members(group: u32) -> Vec<u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|id| Stat::read(*id).is_some_and(|stat| stat.group == group && !stat.ended))
         .collect()
+}
+
+/// Tells whether no thread of a process runs on: all have stopped or ended, or will before they leave the kernel.
+fn is_stopped(id: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{id}/task")) else {
+        return true;
+    };
+    let states: Vec<String> = threads
+        .flatten()
+        .filter_map(|thread| {
+            Some(state_in(&fs::read_to_string(thread.path().join("stat")).ok()?)?.to_owned())
+        })
+        .collect();
+    // Who waits for a disk stops behind that, once the others have been told to.
+    let begun = states.iter().any(|state| state == "T") || states.iter().all(|state| state != "D");
+    begun
+        && states
+            .iter()
+            .all(|state| matches!(state.as_str(), "T" | "t" | "D" | "Z" | "X"))
+}
+
+/// Finds a state in the text of a `stat`: it follows the command's name, in parentheses, which may hold spaces and
+/// parentheses.
+fn state_in(stat: &str) -> Option<&str> {
+    stat.rsplit_once(')')?.1.split_whitespace().next()
 }
 
 fn command_name(id: u32) -> Option<String> {
@@ -385,11 +437,25 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_frozen_when_the_call_returns() {
+        let (_scratch, process) =
+            shell("while :; do :; done & while :; do :; done & while :; do :; done & wait");
+        let group = process.group();
+        members_settle_at(group, 4);
+        for _ in 0..20 {
+            process.freeze().unwrap();
+            assert!(group_members(group).into_iter().all(is_stopped));
+            process.signal(Signal::CONT).unwrap();
+        }
+        process.kill().unwrap();
+    }
+
+    #[test]
     fn a_frozen_group_is_ended_by_drop() {
         let (_scratch, process) = shell("sleep 600 & wait");
         let group = process.group();
         members_settle_at(group, 2);
-        process.signal(Signal::STOP).unwrap();
+        process.freeze().unwrap();
         drop(process);
         assert!(group_members(group).is_empty());
     }

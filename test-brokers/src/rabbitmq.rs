@@ -10,8 +10,6 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 pub use options::{RabbitMqOptions, RabbitMqVersion};
 
 use install::Install;
@@ -294,11 +292,11 @@ impl Broker for RabbitMq {
     }
 
     fn freeze(&self) -> Result<()> {
-        self.process.signal(Signal::STOP)
+        self.process.freeze()
     }
 
     fn thaw(&self) -> Result<()> {
-        self.process.signal(Signal::CONT)
+        self.process.thaw()
     }
 
     fn logs(&self) -> String {

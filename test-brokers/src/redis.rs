@@ -8,8 +8,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 pub use options::{AppendFsync, RedisOptions, RedisVersion};
 use resp::Client;
 
@@ -211,11 +209,11 @@ impl Broker for Redis {
     }
 
     fn freeze(&self) -> Result<()> {
-        self.process.signal(Signal::STOP)
+        self.process.freeze()
     }
 
     fn thaw(&self) -> Result<()> {
-        self.process.signal(Signal::CONT)
+        self.process.thaw()
     }
 
     fn logs(&self) -> String {

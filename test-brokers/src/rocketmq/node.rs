@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::process::Signal;
-
 use super::install::{Archiving, Install};
 use super::{Plan, plain_options, tls_options};
 use crate::error::Context;
@@ -243,12 +241,12 @@ registerNameServerPeriod=10000
         self.process.terminate(None, STOP_LIMIT)
     }
 
-    /// Stops the process with SIGSTOP.
+    /// Stops the process with SIGSTOP; nothing is answered from the return on.
     ///
     /// # Errors
-    /// [`crate::Error::NotRunning`].
+    /// [`crate::Error::NotRunning`], [`crate::Error::NotStopped`].
     pub fn freeze(&self) -> Result<()> {
-        self.process.signal(Signal::STOP)
+        self.process.freeze()
     }
 
     /// Lets the process go on after [`RocketMqNode::freeze`].
@@ -256,7 +254,7 @@ registerNameServerPeriod=10000
     /// # Errors
     /// [`crate::Error::NotRunning`].
     pub fn thaw(&self) -> Result<()> {
-        self.process.signal(Signal::CONT)
+        self.process.thaw()
     }
 
     pub(super) fn direct_address(&self) -> SocketAddr {
