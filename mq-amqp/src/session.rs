@@ -32,6 +32,8 @@ use crate::{
 /// Members that start at the same time hear of each other before the first of them takes anything.
 const SETTLE: Duration = Duration::from_millis(30);
 const PROBE: Duration = Duration::from_millis(500);
+/// In how many partitions at once it is stored where a new group begins: each waits for the server's disk.
+const STARTS: usize = 8;
 
 /// How a session ended.
 pub(crate) enum Exit {
@@ -383,28 +385,42 @@ pub(crate) async fn resolve_start(member: &Member, start: Position, mode: Mode) 
             Ok(fresh)
         })
         .await?;
-    for (partition, token, copy) in fresh {
-        let next = member.shared.resolve(topic, partition, start).await?;
-        let body = Token::start(next).encode();
-        member
-            .link
-            .with_channel(|chan| {
-                let (token, copy, body) = (token.clone(), copy.clone(), body.clone());
-                async move {
-                    let confirms = chan.conn().confirm_channel().await?;
-                    for queue in [&token, &copy] {
-                        if confirms.publish("", queue, &body).await? != Published::Stored {
-                            return Err(Error::new(
-                                ErrorKind::Interrupted,
-                                "the server did not take the position of a new group",
-                            ));
-                        }
-                    }
-                    confirms.close().await;
-                    Ok(())
-                }
-            })
-            .await?;
+    let mut storing = futures_util::stream::iter(
+        fresh
+            .into_iter()
+            .map(|(partition, token, copy)| store_start(member, partition, start, [token, copy])),
+    )
+    .buffer_unordered(STARTS);
+    while let Some(stored) = storing.next().await {
+        stored?;
     }
     Ok(())
+}
+
+/// Stores where a new group begins in one partition.
+async fn store_start(member: &Member, partition: u32, start: Position, queues: [String; 2]) -> Result<()> {
+    let next = member
+        .shared
+        .resolve(&member.open.topic, partition, start)
+        .await?;
+    let body = Token::start(next).encode();
+    member
+        .link
+        .with_channel(|chan| {
+            let (queues, body) = (queues.clone(), body.clone());
+            async move {
+                let confirms = chan.conn().confirm_channel().await?;
+                for queue in &queues {
+                    if confirms.publish("", queue, &body).await? != Published::Stored {
+                        return Err(Error::new(
+                            ErrorKind::Interrupted,
+                            "the server did not take the position of a new group",
+                        ));
+                    }
+                }
+                confirms.close().await;
+                Ok(())
+            }
+        })
+        .await
 }
