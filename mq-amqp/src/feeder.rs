@@ -135,6 +135,7 @@ impl Feeder {
             *room = ((MOST_WAITING - waiting) / PART).max(count);
         }
         *room -= count;
+        let _copying = self.member.copying.lock().await;
         if !self.member.has(id) {
             return Ok(true);
         }

@@ -185,6 +185,20 @@ pub(crate) struct Chan {
     conn: Conn,
 }
 
+/// Closes a channel whose consumer was not waited for, when it is dropped. The client library makes that consumer all the
+/// same when the server answers, and keeps it, and with it the channel and all messages that the server sends it, as long as
+/// the connection lasts.
+struct GivenUp<'a>(&'a Channel);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if self.0.status().connected() {
+            // It is on its way with the first poll; nobody waits for the answer.
+            let _ = self.0.close(200, "given up".into()).now_or_never();
+        }
+    }
+}
+
 /// What became of one message that waited for its confirm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Published {
@@ -343,7 +357,10 @@ impl Chan {
         let consume = self
             .channel
             .basic_consume(short(queue)?, short(tag)?, options, arguments);
-        self.conn.within("consuming", consume).await
+        let given_up = GivenUp(&self.channel);
+        let consumer = self.conn.within("consuming", consume).await?;
+        std::mem::forget(given_up);
+        Ok(consumer)
     }
 
     pub(crate) async fn cancel(&self, tag: &str) -> Result<()> {

@@ -42,6 +42,9 @@ pub(crate) struct Member {
     pub(crate) changed: Notify,
     closing: AtomicBool,
     told: AtomicBool,
+    /// Held while a batch is copied into the queue of a shared group, until that is committed: where the member left in
+    /// between, the next owner would copy it again.
+    pub(crate) copying: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -88,6 +91,7 @@ impl Member {
             changed: Notify::new(),
             closing: AtomicBool::new(false),
             told: AtomicBool::new(true),
+            copying: tokio::sync::Mutex::default(),
             state: Mutex::default(),
         }
     }

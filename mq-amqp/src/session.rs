@@ -309,6 +309,8 @@ impl<'a> Session<'a> {
 
     /// Gives everything back and says goodbye.
     async fn leave(&mut self) -> Result<()> {
+        // A copy that does not end is a crash's: what it has doubled comes twice.
+        let _copied = tokio::time::timeout(self.lease_time / 2, self.member.copying.lock()).await;
         let ids = self.member.assignments();
         self.member.release(&ids).await?;
         for (_, running) in std::mem::take(&mut self.running) {

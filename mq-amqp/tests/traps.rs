@@ -20,6 +20,7 @@
 //! | a member frozen and thawed | C14 |
 //! | numbers of channels that the client library answers with an old error | `questions_about_what_is_not_there_wear_nothing_out` |
 //! | a consumer that is polled when its runtime is gone | `polling_after_the_runtimes_end_does_not_panic` |
+//! | a shared member leaves while it copies into the group's queue | `shared_members_that_leave_double_nothing` |
 //! | ghost members | `group.rs`: `every_member_is_probed_in_turn`, C7 |
 //! | names longer than 255 bytes | `existing.rs`: `what_names_nothing_or_too_much_is_refused_with_its_rule`, T3 |
 //!
@@ -37,7 +38,7 @@ use std::{
 };
 
 use mq_amqp::{AmqpConfig, AmqpMq};
-use mq_api::{ErrorKind, Message, Position, driver::Mq, url::ConnectUrl};
+use mq_api::{ErrorKind, Message, Mode, Position, driver::Mq, url::ConnectUrl};
 use support::*;
 use test_brokers::{RabbitMq, RabbitMqVersion};
 
@@ -64,6 +65,7 @@ async fn one_server_serves_it_all() {
     connections_cut_by_an_outside_hand_come_back(&rabbit).await;
     a_message_above_the_servers_limit_is_refused_alone(&rabbit).await;
     a_member_dropped_while_it_waits_leaves_nothing_active(&rabbit).await;
+    shared_members_that_leave_double_nothing(&rabbit).await;
     a_holder_taken_for_stuck_begins_again(&rabbit).await;
     the_next_host_is_tried(&rabbit).await;
     questions_about_what_is_not_there_wear_nothing_out(&rabbit).await;
@@ -172,6 +174,36 @@ async fn a_member_dropped_while_it_waits_leaves_nothing_active(rabbit: &RabbitMq
     }
     stays.until("of both", |m| m.received.len() == 2).await;
     stays.consumer.close().await.unwrap();
+}
+
+/// Members leave while they copy into the group's queue.
+async fn shared_members_that_leave_double_nothing(rabbit: &RabbitMq) {
+    const ALL: usize = 6000;
+    let mq = mq_api::Mq::from_driver(connect(rabbit).await);
+    mq.create_topic("left", 1).await.unwrap();
+    let producer = mq.producer("left").await.unwrap();
+    let numbers = (0..ALL).map(|number| number.to_string());
+    for result in producer.produce_batch(numbers).await {
+        result.unwrap();
+    }
+    let mut seen = std::collections::HashSet::new();
+    let mut at_once = 1;
+    while seen.len() < ALL {
+        let consumer = mq.consumer("left", "g").mode(Mode::Shared).await.unwrap();
+        // The last of 20 members takes what is left.
+        at_once = if at_once < 20 { at_once + 1 } else { ALL };
+        for _ in 0..at_once.min(ALL - seen.len()) {
+            let delivery = tokio::time::timeout(PATIENCE, consumer.consume())
+                .await
+                .expect("a message")
+                .unwrap();
+            let number = String::from_utf8(delivery.payload().to_vec()).unwrap();
+            delivery.ack().unwrap();
+            assert!(seen.insert(number.clone()), "{number} came twice");
+        }
+        consumer.close().await.unwrap();
+    }
+    mq.close().await.unwrap();
 }
 
 async fn a_holder_taken_for_stuck_begins_again(rabbit: &RabbitMq) {
