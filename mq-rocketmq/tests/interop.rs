@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use mq_api::{Consumer, Message, Mq};
+use mq_api::{Consumer, Mq};
 use support::{PATIENCE, cluster, exchange, java::Java, open, start};
 use test_brokers::{Broker, RocketMqOptions};
 use tokio::time::Instant;
