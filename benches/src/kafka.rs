@@ -39,6 +39,7 @@ use crate::{
     rounds::Goal,
     side::Work,
     standard::Standard,
+    tasks::by_tasks,
 };
 
 type Outcome<T> = Result<T, String>;
@@ -313,23 +314,18 @@ impl Raw {
     async fn tasks(&self, topic: &str, payloads: &Payloads, messages: u64, tasks: u64) -> Outcome<Sample> {
         let producer = self.warm(topic, payloads).await?;
         let meter = Meter::start();
-        let mut all = Vec::new();
-        for task in 1..=tasks {
+        let sent = by_tasks(1..messages, tasks, |numbers| {
             let (producer, topic, payloads) = (producer.clone(), topic.to_owned(), payloads.clone());
-            all.push(tokio::spawn(async move {
-                let mut number = task;
-                while number < messages {
+            async move {
+                for number in numbers {
                     let payload = payloads.of(number);
                     let sent = producer.send(record(&topic, &payload), STILL).await;
                     sent.map_err(|(error, _)| error)?;
-                    number += tasks;
                 }
                 Ok::<_, KafkaError>(())
-            }));
-        }
-        for task in all {
-            task.await.map_err(text)?.map_err(text)?;
-        }
+            }
+        });
+        sent.await.map_err(text)?;
         Ok(meter.stop(messages - 1))
     }
 

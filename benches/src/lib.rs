@@ -26,3 +26,4 @@ pub mod rocketmq;
 pub mod rounds;
 pub mod side;
 pub mod standard;
+pub mod tasks;

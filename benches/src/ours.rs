@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     rc::Rc,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,7 @@ use tokio::{
 use crate::{
     meter::{Meter, Pace, Sample, Times, resident, steady},
     payload::{Check, Payloads},
+    tasks::by_tasks,
 };
 
 /// How many messages a consumer takes at once.
@@ -553,25 +554,16 @@ async fn send_rest(producer: &Producer, messages: u64, payloads: &Payloads, send
     match sending {
         Sending::Tasks(tasks) => {
             let payloads = Arc::new(payloads.clone());
-            let failed = Arc::new(OnceLock::new());
-            let mut all = JoinSet::new();
-            for task in 1..=tasks {
-                let (producer, payloads, failed) = (producer.clone(), payloads.clone(), failed.clone());
-                all.spawn(async move {
-                    let mut number = task;
-                    while number < messages {
-                        if let Err(error) = producer.produce(Message::new(payloads.of(number))).await {
-                            let _ = failed.set(error);
-                            return;
-                        }
-                        number += tasks;
+            let sent = by_tasks(1..messages, tasks, |numbers| {
+                let (producer, payloads) = (producer.clone(), Arc::clone(&payloads));
+                async move {
+                    for number in numbers {
+                        producer.produce(Message::new(payloads.of(number))).await?;
                     }
-                });
-            }
-            while all.join_next().await.is_some() {}
-            if let Some(error) = Arc::into_inner(failed).and_then(OnceLock::into_inner) {
-                return Err(error);
-            }
+                    Ok::<_, mq_api::Error>(())
+                }
+            });
+            sent.await?;
         }
         Sending::InFlight(window) => {
             let mut pending = VecDeque::with_capacity(window);

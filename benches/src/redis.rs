@@ -25,6 +25,7 @@ use crate::{
     rounds::Goal,
     side::Work,
     standard::Standard,
+    tasks::by_tasks,
 };
 
 type Outcome<T> = Result<T, String>;
@@ -241,11 +242,10 @@ impl Raw {
 
     async fn singles(&self, key: &str, payloads: &Payloads, messages: u64, tasks: u64) -> Outcome<Sample> {
         let meter = Meter::start();
-        let mut all = Vec::new();
-        for _ in 0..tasks {
+        let sent = by_tasks(0..messages, tasks, |numbers| {
             let (mut raw, key, payloads) = (self.raw.clone(), key.to_owned(), payloads.clone());
-            all.push(tokio::spawn(async move {
-                for number in 0..messages / tasks {
+            async move {
+                for number in numbers {
                     let _: String = cmd("XADD")
                         .arg(&key)
                         .arg("*")
@@ -255,11 +255,9 @@ impl Raw {
                         .await?;
                 }
                 Ok::<_, redis::RedisError>(())
-            }));
-        }
-        for task in all {
-            task.await.map_err(text)?.map_err(text)?;
-        }
+            }
+        });
+        sent.await.map_err(text)?;
         Ok(meter.stop(messages))
     }
 

@@ -11,6 +11,16 @@ use crate::{meter::Sample, rounds::Goal};
 /// Runs one round; says why where it failed, a lost or doubled message included.
 pub type Round = Rc<dyn Fn() -> Result<Sample, String>>;
 
+/// Makes a round of what a client does with so many messages.
+pub fn round<C: 'static>(
+    client: &Rc<C>,
+    messages: u64,
+    round: fn(&C, u64) -> Result<Sample, String>,
+) -> impl Fn() -> Result<Sample, String> + use<C> {
+    let client = Rc::clone(client);
+    move || round(&client, messages)
+}
+
 /// What the numbers of a piece of work mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {

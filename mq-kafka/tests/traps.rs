@@ -443,9 +443,8 @@ async fn a_storm_of_rebalances_loses_nothing() {
     mq.close().await.unwrap();
 }
 
-/// A seek asks the broker for the end of a partition, and has no answer, while another member joins.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lookup_without_an_answer_holds_up_no_rebalance() {
+/// Starts a broker of its own whose answers can be held and changed.
+fn behind_a_meddler() -> (Kafka, Meddler) {
     let options = KafkaOptions::new().with_proxy();
     let kafka = options
         .with_config("broker.session.timeout.ms=30000")
@@ -454,6 +453,13 @@ async fn a_lookup_without_an_answer_holds_up_no_rebalance() {
     let proxy = kafka.proxy().unwrap();
     let meddler = Meddler::start(proxy.target());
     proxy.set_target(meddler.address());
+    (kafka, meddler)
+}
+
+/// A seek asks the broker for the end of a partition, and has no answer, while another member joins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lookup_without_an_answer_holds_up_no_rebalance() {
+    let (kafka, meddler) = behind_a_meddler();
     // Long enough to be told from everything else that takes time here.
     let patient = config(&kafka)
         .with_connect_timeout(PATIENCE)
@@ -502,14 +508,7 @@ async fn a_lookup_without_an_answer_holds_up_no_rebalance() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_refused_at_takeover_is_read_from_where_the_group_stands() {
     const MESSAGES: u64 = 100;
-    let options = KafkaOptions::new().with_proxy();
-    let kafka = options
-        .with_config("broker.session.timeout.ms=30000")
-        .start()
-        .unwrap();
-    let proxy = kafka.proxy().unwrap();
-    let meddler = Meddler::start(proxy.target());
-    proxy.set_target(meddler.address());
+    let (kafka, meddler) = behind_a_meddler();
     let mq = connect(&kafka).await;
     let topic = create(&mq, "refused", 1).await;
     let sender = producer(&mq, &topic).await;

@@ -12,6 +12,7 @@ use crate::{
     meter::{Meter, Sample},
     ours::verify,
     payload::{Check, Payloads},
+    tasks::by_tasks,
 };
 
 impl Raw {
@@ -35,23 +36,18 @@ impl Raw {
             let first = OutgoingMessage::new(&queue, &payload);
             publisher.publish(first, None).await.map_err(text)?;
             let meter = Meter::start();
-            let mut all = Vec::new();
-            for task in 1..=tasks {
+            let sent = by_tasks(1..messages, tasks, |numbers| {
                 let (publisher, queue, payloads) = (publisher.clone(), queue.clone(), payloads.clone());
-                all.push(tokio::spawn(async move {
-                    let mut number = task;
-                    while number < messages {
+                async move {
+                    for number in numbers {
                         let payload = payloads.of(number);
                         let message = OutgoingMessage::new(&queue, &payload);
                         publisher.publish(message, None).await?;
-                        number += tasks;
                     }
                     Ok::<_, ruststream_lapin::AmqpError>(())
-                }));
-            }
-            for task in all {
-                task.await.map_err(text)?.map_err(text)?;
-            }
+                }
+            });
+            sent.await.map_err(text)?;
             let sample = meter.stop(messages - 1);
             broker.shutdown().await.map_err(text)?;
             let left = chan

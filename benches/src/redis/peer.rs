@@ -18,7 +18,7 @@ use crate::{
     ours::{Sending, verify},
     payload::{Check, Payloads},
     rounds::Goal,
-    side::Work,
+    side::{self, Work},
     standard::Standard,
 };
 
@@ -28,10 +28,7 @@ const BATCH: usize = 100;
 /// Lists the work that other libraries do beside ours.
 pub(super) fn works(all: &Standard, raw: &Rc<Raw>) -> [Work; 2] {
     let many = all.many;
-    let by = |round: fn(&Raw, u64) -> Outcome<Sample>| {
-        let raw = Rc::clone(raw);
-        move || round(&raw, many)
-    };
+    let by = |round| side::round(raw, many, round);
     let none = [Goal::Shown];
     [
         all.produce(Sending::InFlight(1000), 100)

@@ -92,9 +92,19 @@ pub(crate) async fn positions_are_handed_on(cluster: &RocketMq, topic: &str, the
     for number in 0..10 {
         assert_eq!(there.hear("got")[5], number.to_string());
     }
+    // It tells of a message before its listener returns, and a stop does not wait for listeners.
+    let stored = async || {
+        let stored = mq.committed(topic, "both").await.unwrap();
+        stored.first().map(|one| one.position)
+    };
+    let all = tokio::time::timeout(PATIENCE, async {
+        while stored().await != Some(10) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    all.await.unwrap();
     there.ask(&["stop", "both"], "stopped");
-    let stored = mq.committed(topic, "both").await.unwrap();
-    assert_eq!(stored.first().map(|one| one.position), Some(10));
+    assert_eq!(stored().await, Some(10));
 
     let consumer = mq.consumer(topic, "both").await.unwrap();
     producer.produce("10").await.unwrap();

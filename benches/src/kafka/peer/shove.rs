@@ -13,6 +13,7 @@ use crate::{
     handler::Counting,
     meter::{Meter, Sample},
     payload::Payloads,
+    tasks::by_tasks,
 };
 
 /// Payloads as they are, without the copies of the codec that comes with it.
@@ -89,21 +90,16 @@ impl Raw {
             let first = publisher.publish::<Written>(&payloads.of(0)).await;
             first.map_err(text)?;
             let meter = Meter::start();
-            let mut all = Vec::new();
-            for task in 1..=tasks {
+            let sent = by_tasks(1..messages, tasks, |numbers| {
                 let (publisher, payloads) = (publisher.clone(), payloads.clone());
-                all.push(tokio::spawn(async move {
-                    let mut number = task;
-                    while number < messages {
+                async move {
+                    for number in numbers {
                         publisher.publish::<Written>(&payloads.of(number)).await?;
-                        number += tasks;
                     }
                     Ok::<_, shove::ShoveError>(())
-                }));
-            }
-            for task in all {
-                task.await.map_err(text)?.map_err(text)?;
-            }
+                }
+            });
+            sent.await.map_err(text)?;
             let sample = meter.stop(messages - 1);
             broker.close().await;
             let stored = self.count(topic)? - before;

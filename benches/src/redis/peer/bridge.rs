@@ -14,6 +14,7 @@ use crate::{
     meter::{Meter, Sample},
     ours::{STILL, TAKE, verify},
     payload::{Check, Payloads},
+    tasks::by_tasks,
 };
 
 impl Raw {
@@ -35,28 +36,24 @@ impl Raw {
             let publisher = RedisStreamsPublisher::new(&self.bridge(&key)).await;
             let publisher = Arc::new(publisher.map_err(text)?);
             let meter = Meter::start();
-            let mut all = Vec::new();
-            for task in 0..tasks {
+            let sent = by_tasks(0..messages.div_ceil(batch), tasks, |batches| {
                 let (publisher, payloads) = (Arc::clone(&publisher), payloads.clone());
-                all.push(tokio::spawn(async move {
-                    let mut sent = task * batch;
-                    while sent < messages {
-                        let numbers = sent..(sent + batch).min(messages);
+                async move {
+                    for first in batches.map(|index| index * batch) {
+                        let numbers = first..(first + batch).min(messages);
                         let batch_of = numbers.map(|number| {
                             CanonicalMessage::new_bytes(payloads.of(number), Some(u128::from(number)))
                         });
                         match publisher.send_batch(batch_of.collect()).await {
-                            Ok(SentBatch::Ack) => sent += tasks * batch,
+                            Ok(SentBatch::Ack) => {}
                             Ok(_) => return Err("a part is not stored".to_owned()),
                             Err(error) => return Err(text(error)),
                         }
                     }
                     Ok(())
-                }));
-            }
-            for task in all {
-                task.await.map_err(text)??;
-            }
+                }
+            });
+            sent.await?;
             Ok::<_, String>(meter.stop(messages))
         })?;
         self.holds(&key, messages)?;

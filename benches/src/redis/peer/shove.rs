@@ -17,6 +17,7 @@ use crate::{
     meter::{Meter, Sample},
     ours::TAKE,
     payload::Payloads,
+    tasks::by_tasks,
 };
 
 /// Writes the number that a payload begins with as 16 digits and the rest as so many letters.
@@ -77,21 +78,16 @@ impl Raw {
         let publisher = broker.publisher().await.map_err(text)?;
         let payloads = Payloads::new(size);
         let meter = Meter::start();
-        let mut all = Vec::new();
-        for task in 0..tasks {
+        let sent = by_tasks(0..messages, tasks, |numbers| {
             let (publisher, payloads) = (publisher.clone(), payloads.clone());
-            all.push(tokio::spawn(async move {
-                let mut number = task;
-                while number < messages {
+            async move {
+                for number in numbers {
                     publisher.publish::<Stream>(&payloads.of(number)).await?;
-                    number += tasks;
                 }
                 Ok::<_, ShoveError>(())
-            }));
-        }
-        for task in all {
-            task.await.map_err(text)?.map_err(text)?;
-        }
+            }
+        });
+        sent.await.map_err(text)?;
         Ok(meter.stop(messages))
     }
 
