@@ -46,7 +46,7 @@ const OWN_SERVERS: usize = 2;
 const REPORT: &str = "MQ_CONFORMANCE_REPORT";
 
 /// How long a server may need to start.
-const SERVER_START: Duration = Duration::from_secs(180);
+const SERVER_START: Duration = Duration::from_secs(300);
 
 /// Runs the suite with the arguments of this process, as a test executable does: filters, `--list` and `--exact` work
 /// as usual. Prints the report, and writes it as JSON where `MQ_CONFORMANCE_REPORT` names a file.

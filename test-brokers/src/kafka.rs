@@ -20,7 +20,7 @@ use crate::scratch::{self, Scratch};
 use crate::{Backend, Broker, Cache, Certificates, Error, Proxy, ReservedPort, Result, free_port};
 
 /// A broker that was killed recovers its logs first, and waits until its old session is over.
-const READY_LIMIT: Duration = Duration::from_secs(120);
+const READY_LIMIT: Duration = Duration::from_secs(240);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// What the broker logs when clients can produce.
 const READY: &[u8] = b"Kafka Server started";

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// How long a process may need to be gone after SIGKILL; a JVM with much memory on a busy machine is slow.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// How long the last thread of a server may need to stop, which may wait for a disk.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+const FREEZE_LIMIT: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(5);
 
 /// A watcher waits for the end of its standard input, which comes when this process ends in whatever way, and

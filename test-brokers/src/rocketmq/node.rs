@@ -14,7 +14,7 @@ use crate::scratch::{self, Scratch};
 use crate::{Proxy, ReservedPort, Result, free_port};
 
 /// A broker that was killed recovers its log first, on a busy machine slowly.
-const READY_LIMIT: Duration = Duration::from_secs(120);
+const READY_LIMIT: Duration = Duration::from_secs(240);
 /// Both kinds take longer than any test wants to wait: what is acknowledged is in the page cache anyway.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 const RECORD_LIMIT: Duration = Duration::from_secs(90);
