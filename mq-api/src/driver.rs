@@ -127,6 +127,12 @@ pub trait Events: Send + 'static {
     /// after it is not asked for. The waker may be woken from any thread, but not while a lock is held that this
     /// method takes.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>>;
+
+    /// Tells whether [`poll_event`](Self::poll_event) would find nothing now, where that costs much less than to ask it;
+    /// `false` where it is not known. It registers no waker.
+    fn is_empty(&self) -> bool {
+        false
+    }
 }
 
 /// Controls one group member. No method waits for [`Events::poll_event`].

@@ -20,6 +20,7 @@ mod sync;
 mod task;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod waiters;
 #[cfg(test)]
 mod waiters_tests;
@@ -50,6 +51,7 @@ pub use self::{
 };
 use self::{
     core::CommitWaiter,
+    turns::Turns,
     waiters::{Entry, Waiters},
 };
 use crate::{
@@ -64,6 +66,8 @@ pub(crate) struct Engine {
     waiters: Arc<Waiters>,
     /// The last call that looked found nothing and had to wait: see [`expects`](Self::expects).
     idle: AtomicBool,
+    /// Whether a call that finds nothing lets others go first.
+    turns: Turns,
     topic: TopicName,
     group: GroupName,
     /// The result of closing, once there is one; every caller gets the same.
@@ -101,6 +105,7 @@ impl Engine {
             core: Mutex::new(core),
             waiters,
             idle: AtomicBool::new(false),
+            turns: Turns::here(),
             topic,
             group,
             closed,
@@ -192,7 +197,23 @@ impl Engine {
     /// Dropping the future loses nothing: `take` runs in one go with the return of its result.
     pub(crate) async fn wait<R>(&self, mut take: impl FnMut(&mut Core) -> Option<R>) -> Result<R> {
         let mut entry = Entry::new(&self.waiters);
-        poll_fn(|cx| self.poll_take(cx, &mut entry, &mut take)).await
+        poll_fn(|cx| {
+            if entry.is_new() && self.turns.are_worth_it() && self.nothing_has_come() {
+                entry.gave_turn = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.poll_take(cx, &mut entry, &mut take)
+        })
+        .await
+    }
+
+    /// Tells whether nothing is here or with the driver, without a look that asks the driver to tell of more. `false` where
+    /// that is not known, and where another call waits, which must be told of the next message.
+    #[inline]
+    fn nothing_has_come(&self) -> bool {
+        let core = self.lock();
+        core.is_open() && core.nothing_has_come() && !self.waiters.has_waiting()
     }
 
     fn poll_take<R>(
@@ -226,7 +247,11 @@ impl Engine {
                     core.check_open()?;
                 }
                 // Under the lock: what is made ready from here on finds this call among those who wait.
+                let first = !entry.has_entered();
                 Ok(if entry.wait(cx.waker()) {
+                    if first {
+                        self.turns.waits(entry.gave_turn);
+                    }
                     Look::Waits
                 } else {
                     Look::Again

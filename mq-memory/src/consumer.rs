@@ -242,6 +242,11 @@ impl Events for MemoryEvents {
             }
         }
     }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.turns.is_empty() && self.membership.member.signal.is_quiet()
+    }
 }
 
 impl MemoryEvents {

@@ -79,6 +79,12 @@ impl Signal {
             && registered.is_some_and(|known| known.will_wake(waker))
     }
 
+    /// Tells whether nothing was told since the task began to look.
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.state.load(Ordering::Acquire) & !WAITING == 0
+    }
+
     /// Begins to look, and takes the partitions that have news: what is told from here on prevents the next
     /// [`wait`](Self::wait).
     #[inline]

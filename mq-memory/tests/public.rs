@@ -6,6 +6,9 @@
 
 use std::{
     collections::BTreeSet,
+    future::poll_fn,
+    pin::pin,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -19,6 +22,21 @@ async fn take(consumer: &Consumer) -> Delivery {
         .await
         .expect("a message comes")
         .unwrap()
+}
+
+/// What the first look of a call finds; the call is given up then.
+async fn at_once(consumer: &Consumer) -> Option<Delivery> {
+    let mut call = pin!(consumer.consume());
+    let looked = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx)));
+    match looked.await {
+        Poll::Ready(found) => Some(found.unwrap()),
+        Poll::Pending => None,
+    }
+}
+
+async fn end_of(mq: &Mq, topic: &str) -> u64 {
+    let described = mq.describe_topic(topic).await.unwrap();
+    described.partitions.first().unwrap().next_offset
 }
 
 fn text(delivery: &Delivery) -> String {
@@ -138,4 +156,54 @@ async fn a_shared_group_works_through_a_queue_with_retries() {
         }
     }
     mq.close().await.unwrap();
+}
+
+/// A task answers each message, on one thread with those who send them: what comes is there when both have had their turn.
+#[tokio::test]
+async fn calls_that_let_others_go_first_lose_nothing() {
+    let mq = Mq::from_driver(MemoryMq::new());
+    mq.create_topic("there", 1).await.unwrap();
+    mq.create_topic("back", 1).await.unwrap();
+    let there = mq.producer("there").await.unwrap();
+    let (at, home) = (
+        mq.consumer("there", "g").await.unwrap(),
+        mq.consumer("back", "g").await.unwrap(),
+    );
+    let back = mq.producer("back").await.unwrap();
+    let echo = tokio::spawn(async move {
+        loop {
+            let delivery = at.consume().await.unwrap();
+            let message = delivery.message().clone();
+            delivery.ack().unwrap();
+            if message.payload().is_some_and(|payload| payload == "end") {
+                return;
+            }
+            back.produce(message).await.unwrap();
+        }
+    });
+    for round in 0..1000 {
+        there.produce(round.to_string()).await.unwrap();
+        let delivery = take(&home).await;
+        assert_eq!(text(&delivery), round.to_string());
+        delivery.ack().unwrap();
+        match round % 10 {
+            // A call that is given up when it has let others go first.
+            3 => assert!(at_once(&home).await.is_none()),
+            // What is there is found at the first look.
+            6 => {
+                let ends = end_of(&mq, "back").await;
+                there.produce("early").await.unwrap();
+                while end_of(&mq, "back").await == ends {
+                    tokio::task::yield_now().await;
+                }
+                let early = at_once(&home).await.expect("it is there");
+                assert_eq!(text(&early), "early");
+                early.ack().unwrap();
+            }
+            _ => {}
+        }
+    }
+    there.produce("end").await.unwrap();
+    echo.await.unwrap();
+    assert!(at_once(&home).await.is_none());
 }

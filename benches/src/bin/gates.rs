@@ -114,10 +114,15 @@ async fn there_and_back(count: u64) -> Result<()> {
         }
         Ok::<_, mq_api::Error>((there, back))
     });
-    for index in 0..count {
-        to.produce(Message::new(payloads.of(index))).await?;
-        from.consume().await?.ack()?;
-    }
+    // In a task as well: what the runtime's first future waits for, it waits for in the system.
+    let pinging = tokio::spawn(async move {
+        for index in 0..count {
+            to.produce(Message::new(payloads.of(index))).await?;
+            from.consume().await?.ack()?;
+        }
+        Ok::<_, mq_api::Error>(())
+    });
+    pinging.await.expect("the pinging task does not panic")?;
     echo.await.expect("the echo does not panic").map(drop)
 }
 

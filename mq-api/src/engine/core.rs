@@ -267,6 +267,12 @@ impl Core {
         self.may_have_more() || self.waiters.has_fired()
     }
 
+    /// Tells whether nothing is here, nor with the driver, which has not been asked to tell of more.
+    #[inline]
+    pub(crate) fn nothing_has_come(&self) -> bool {
+        self.unarmed && !self.has_ready() && !self.waiters.has_fired() && self.events.is_empty()
+    }
+
     /// Tells whether a waiting call may find something.
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty()

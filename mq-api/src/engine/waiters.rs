@@ -82,6 +82,12 @@ impl Waiters {
         }
     }
 
+    /// Tells whether any call waits.
+    #[inline]
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
     /// Says that a look begins, which sees all that was noted so far; under the lock that [`nudge`](Self::nudge) speaks of.
     #[inline]
     pub(crate) fn begin_look(&self) {
@@ -228,6 +234,8 @@ pub(crate) struct Entry<'a> {
     waiters: &'a Waiters,
     ticket: Option<u64>,
     looked: bool,
+    /// The call has let other tasks go first.
+    pub(super) gave_turn: bool,
 }
 
 impl<'a> Entry<'a> {
@@ -236,6 +244,7 @@ impl<'a> Entry<'a> {
             waiters,
             ticket: None,
             looked: false,
+            gave_turn: false,
         }
     }
 
@@ -244,10 +253,22 @@ impl<'a> Entry<'a> {
         self.waiters.enter(&mut self.ticket, waker)
     }
 
+    /// Tells whether the call has neither entered nor let others go first.
+    #[inline]
+    pub(crate) fn is_new(&self) -> bool {
+        !self.gave_turn && !self.has_entered()
+    }
+
+    /// Tells whether the call has entered.
+    #[inline]
+    pub(crate) fn has_entered(&self) -> bool {
+        self.ticket.is_some()
+    }
+
     /// Says that the call has found what it was woken for; tells whether it had waited.
     pub(crate) fn looked(&mut self) -> bool {
         self.looked = true;
-        self.ticket.is_some()
+        !self.is_new()
     }
 }
 
