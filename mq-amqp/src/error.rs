@@ -115,6 +115,14 @@ pub(crate) fn broken(address: &str) -> Error {
     )
 }
 
+/// Makes the error of a server that has told that it takes no messages.
+pub(crate) fn blocked() -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        "the server takes no messages for now: its memory or disk is full",
+    )
+}
+
 /// Makes the error of stored bytes that make no sense.
 pub(crate) fn protocol(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Protocol, format!("the server sent {what}"))

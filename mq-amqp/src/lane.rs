@@ -205,7 +205,7 @@ impl Lane {
                 let conn = self.shared.publish.conn().await?;
                 while conn.is_blocked() && conn.is_alive() {
                     if Instant::now() >= deadline {
-                        return Err(blocked());
+                        return Err(error::blocked());
                     }
                     tokio::time::sleep(BLOCKED_PAUSE).await;
                 }
@@ -517,13 +517,6 @@ fn too_large(words: &str, size: usize) -> bool {
 fn refused() -> Error {
     // The server says so also of a queue that goes away just then.
     Error::new(ErrorKind::Interrupted, "the server did not take the message")
-}
-
-fn blocked() -> Error {
-    Error::new(
-        ErrorKind::ResourceExhausted,
-        "the server takes no messages for now: its memory or disk is full",
-    )
 }
 
 #[cfg(test)]

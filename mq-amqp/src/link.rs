@@ -156,10 +156,21 @@ impl Conn {
             Ok(None) => Err(self.broken()),
             Ok(Some(result)) => result.map_err(|e| self.map(&e)),
             Err(_) => {
+                let late = self.why_late(Error::timeout(what, limit));
                 // A server that is silent for so long is given up, so that every user of the connection hears of it.
                 self.end();
-                Err(Error::timeout(what, limit))
+                Err(late)
             }
+        }
+    }
+
+    /// Says why an answer has not come in time, where the server has told: it reads nothing more from a connection that
+    /// sends while its memory or disk is full.
+    pub(crate) fn why_late(&self, error: Error) -> Error {
+        if self.is_blocked() {
+            error::blocked()
+        } else {
+            error
         }
     }
 

@@ -81,8 +81,9 @@ pub(crate) async fn run(member: &Arc<Member>, conn: Conn, name: &str, before: &m
     .await;
     match result {
         Ok(exit) => exit,
-        Err(error) => {
+        Err(mut error) => {
             if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Timeout) {
+                error = conn.why_late(error);
                 // The server may have given away what it knows of this connection.
                 conn.end();
             }

@@ -9,7 +9,7 @@
 //! | two publishing tasks and a returned message's result | `producers_side_by_side_get_their_own_results` |
 //! | a message above the server's limit, 16 MiB on RabbitMQ 4 | `a_message_above_the_servers_limit_is_refused_alone`, P10 |
 //! | connections cut by an outside hand | `connections_cut_by_an_outside_hand_come_back`, F2 |
-//! | memory alarm | `a_memory_alarm_gives_back_pressure_and_passes` |
+//! | memory alarm, and groups that cannot renew their leases in it | `a_memory_alarm_gives_back_pressure_and_passes` |
 //! | `consumer_timeout` | `a_holder_taken_for_stuck_begins_again` |
 //! | a member dropped while it waits for a token | `a_member_dropped_while_it_waits_leaves_nothing_active` |
 //! | a node of several that is down | `the_next_host_is_tried` |
@@ -38,7 +38,11 @@ use std::{
 };
 
 use mq_amqp::{AmqpConfig, AmqpMq};
-use mq_api::{ErrorKind, Message, Mode, Position, driver::Mq, url::ConnectUrl};
+use mq_api::{
+    ErrorKind, Message, Mode, Position,
+    driver::{Event, Mq},
+    url::ConnectUrl,
+};
 use support::*;
 use test_brokers::{RabbitMq, RabbitMqVersion};
 
@@ -391,6 +395,10 @@ async fn a_memory_alarm_gives_back_pressure_and_passes(rabbit: &RabbitMq) {
     let topic = create(&mq, "alarm", 1).await;
     let producer = producer(&mq, &topic).await;
     send_numbers(&*producer, 0, 0..1).await;
+    let mut soon_over = subscription(&topic, "g");
+    soon_over.session_timeout = Some(Duration::from_secs(3));
+    let mut member = join(&mq, soon_over).await;
+    member.until("the first", |m| m.numbers().contains(&0)).await;
     rabbit
         .control(&["set_vm_memory_high_watermark", "absolute", "1MB"])
         .unwrap();
@@ -403,9 +411,28 @@ async fn a_memory_alarm_gives_back_pressure_and_passes(rabbit: &RabbitMq) {
         early.is_err(),
         "the server took a message without memory: {early:?}"
     );
+    the_outage_is_told_to_be_a_full_server(&mut member).await;
     rabbit
         .control(&["set_vm_memory_high_watermark", "absolute", "512MB"])
         .unwrap();
     let receipt = tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     assert_eq!(receipt.unwrap().partition, 0);
+    member
+        .until("what was sent meanwhile", |m| m.numbers().contains(&1))
+        .await;
+}
+
+/// On a busy machine there may be another outage before.
+async fn the_outage_is_told_to_be_a_full_server(member: &mut Member) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut told = Vec::new();
+    while Instant::now() < deadline {
+        match member.next_event(Duration::from_millis(100)).await {
+            Some(Ok(Event::Outage(error))) if error.kind() == ErrorKind::ResourceExhausted => return,
+            Some(Ok(Event::Outage(error))) => told.push(error),
+            Some(event) => drop(event.unwrap()),
+            None => {}
+        }
+    }
+    panic!("other outages were told: {told:?}");
 }
