@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     task::{Context, Poll, Waker},
 };
@@ -169,15 +170,15 @@ impl Outbox {
         }
         let Inner { parts, turn, .. } = &mut *inner;
         let first = *turn;
-        let order = parts.range(first..).chain(parts.range(..first));
-        let order: smallvec::SmallVec<[u32; 16]> = order.map(|(partition, _)| *partition).collect();
-        for partition in order {
-            let Some(part) = parts.get_mut(&partition) else {
-                continue;
-            };
-            if let Some(batch) = self.read(part) {
-                *turn = partition + 1;
-                return Poll::Ready(Ok(Event::Batch(batch)));
+        for round in [
+            (Bound::Included(first), Bound::Unbounded),
+            (Bound::Unbounded, Bound::Excluded(first)),
+        ] {
+            for (partition, part) in parts.range_mut(round) {
+                if let Some(batch) = self.read(part) {
+                    *turn = partition + 1;
+                    return Poll::Ready(Ok(Event::Batch(batch)));
+                }
             }
         }
         // Whoever sets a queue's flag after it was looked at has this waker woken afterwards, under this lock.
@@ -194,7 +195,9 @@ impl Outbox {
     fn read(&self, part: &mut Part) -> Option<Batch> {
         while !part.paused && !part.moving && !part.revoking {
             // Taken back before the queue is read: what comes in meanwhile sets it again.
-            if !part.queue.signal().ready.swap(false, Ordering::AcqRel) {
+            // Most of many partitions have nothing: a look at the flag costs less than to write it.
+            let ready = &part.queue.signal().ready;
+            if !ready.load(Ordering::Acquire) || !ready.swap(false, Ordering::AcqRel) {
                 return None;
             }
             let most = (self.prefetch.bytes / 2 / part.weight.max(1)).clamp(1, self.prefetch.messages.max(1));
