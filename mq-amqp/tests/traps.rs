@@ -402,6 +402,7 @@ async fn a_memory_alarm_gives_back_pressure_and_passes(rabbit: &RabbitMq) {
     rabbit
         .control(&["set_vm_memory_high_watermark", "absolute", "1MB"])
         .unwrap();
+    the_outage_is_told_to_be_a_full_server(&mut member).await;
     let (batch, waiting) =
         mq_api::driver::SendBatch::new(0, vec![Message::new("1")], Instant::now() + PATIENCE);
     producer.send(batch);
@@ -411,7 +412,6 @@ async fn a_memory_alarm_gives_back_pressure_and_passes(rabbit: &RabbitMq) {
         early.is_err(),
         "the server took a message without memory: {early:?}"
     );
-    the_outage_is_told_to_be_a_full_server(&mut member).await;
     rabbit
         .control(&["set_vm_memory_high_watermark", "absolute", "512MB"])
         .unwrap();
