@@ -32,6 +32,9 @@ use crate::{
 /// Members that start at the same time hear of each other before the first of them takes anything.
 const SETTLE: Duration = Duration::from_millis(30);
 const PROBE: Duration = Duration::from_millis(500);
+/// How often something is said that the server refuses, and how soon again.
+const TELLS: usize = 5;
+const TELL_AGAIN: Duration = Duration::from_millis(20);
 /// In how many partitions at once it is stored where a new group begins: each waits for the server's disk.
 const STARTS: usize = 8;
 
@@ -223,17 +226,21 @@ impl<'a> Session<'a> {
     }
 
     async fn tell(&self, what: Say, about: &str, owned: BTreeSet<u32>) -> Result<Moment> {
-        let asked = self.member.clock.now();
         let body = say(what, about, owned);
-        // Its own queue is bound to the exchange: a message that comes back says that it is gone.
-        match self.talk.publish(&self.exchange, "", &body).await? {
-            Published::Stored => Ok(asked),
-            Published::Returned => Err(gone()),
-            Published::Refused => Err(Error::new(
-                ErrorKind::Interrupted,
-                "the group's exchange takes nothing",
-            )),
+        for _ in 0..TELLS {
+            let asked = self.member.clock.now();
+            // Its own queue is bound to the exchange: a message that comes back says that it is gone.
+            match self.talk.publish(&self.exchange, "", &body).await? {
+                Published::Stored => return Ok(asked),
+                Published::Returned => return Err(gone()),
+                // The queue of a member that leaves just then went away with it; the others may have it twice.
+                Published::Refused => tokio::time::sleep(TELL_AGAIN).await,
+            }
         }
+        Err(Error::new(
+            ErrorKind::Interrupted,
+            "the group's exchange takes nothing",
+        ))
     }
 
     /// Asks the server for the queues of others, and of itself where it is alone.
