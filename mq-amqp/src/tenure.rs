@@ -17,7 +17,10 @@ use mq_api::{
     Error, ErrorKind, Lease, Result,
     driver::{Assignment, AssignmentId, Commit, CommitOutcome},
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::{
     config::TokenQueues,
@@ -33,6 +36,10 @@ use crate::{
 const REFRESH: Duration = Duration::from_secs(300);
 /// How long to wait for the token before asking whether there is one.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How long a stream may be shorter than the position in it before that counts as a loss, and how often it is looked at: a
+/// server that starts serves a stream before it has found its end.
+const SHORT_FOR: Duration = Duration::from_secs(5);
+const LOOK_AT_END: Duration = Duration::from_millis(100);
 /// How often a token may go back to its queue; without a limit of ours the server has one of its own.
 const RETURNS: i64 = 1_000_000;
 
@@ -131,7 +138,7 @@ impl Tenure {
         let copy = names.position(&topic.name, &topic.id, group, self.partition);
         let (durable, kind) = (QueueDeclareOptions::durable(), self.member.shared.config.tokens);
         // Of a partition that was added since the group began there is neither.
-        chan.declare(&copy, durable, copy_arguments(kind)).await?;
+        let (copies, _) = chan.declare(&copy, durable, copy_arguments(kind)).await?;
         let (messages, consumers) = chan.declare(&queue, durable, token_arguments(kind)).await?;
         let tokens = chan.consume(&queue, "token", false).await?;
         let mut holding = Holding {
@@ -165,6 +172,9 @@ impl Tenure {
         }
         let clean = holding.fence(&self.session).await?;
         self.stay_within(&mut holding).await?;
+        if copies == 0 {
+            holding.copy_again().await?;
+        }
         Ok((holding, clean))
     }
 
@@ -177,12 +187,19 @@ impl Tenure {
             .shared
             .names
             .partition(&topic.name, &topic.id, self.partition);
-        let end = {
-            let _turn = self.conn.shares().turn().await;
-            let chan = self.conn.channel().await?;
-            stream::end(&chan, &queue).await?
-        };
         let token = &mut holding.token;
+        let since = Instant::now();
+        let end = loop {
+            let end = {
+                let _turn = self.conn.shares().turn().await;
+                let chan = self.conn.channel().await?;
+                stream::end(&chan, &queue).await?
+            };
+            if end >= token.next || since.elapsed() >= SHORT_FOR {
+                break end;
+            }
+            tokio::time::sleep(LOOK_AT_END).await;
+        };
         if token.next > end {
             tracing::warn!(
                 partition = self.partition,
@@ -258,6 +275,16 @@ impl Holding {
 
     async fn send(&self, token: &Token) -> Result<()> {
         match self.chan.publish("", &self.queue, &token.encode()).await? {
+            Published::Stored => Ok(()),
+            Published::Returned => Err(stream::cancelled()),
+            Published::Refused => Err(refused()),
+        }
+    }
+
+    /// Writes the copy that others read. RabbitMQ 4 forgets the one message of a queue of one where it is killed while that
+    /// is replaced: of ten queues that were written just then, one or two.
+    async fn copy_again(&self) -> Result<()> {
+        match self.chan.publish("", &self.copy, &self.token.encode()).await? {
             Published::Stored => Ok(()),
             Published::Returned => Err(stream::cancelled()),
             Published::Refused => Err(refused()),
