@@ -274,7 +274,11 @@ impl Holding {
     }
 
     async fn send(&self, token: &Token) -> Result<()> {
-        match self.chan.publish("", &self.queue, &token.encode()).await? {
+        self.store(&self.queue, token).await
+    }
+
+    async fn store(&self, queue: &str, token: &Token) -> Result<()> {
+        match self.chan.publish("", queue, &token.encode()).await? {
             Published::Stored => Ok(()),
             Published::Returned => Err(stream::cancelled()),
             Published::Refused => Err(refused()),
@@ -284,11 +288,7 @@ impl Holding {
     /// Writes the copy that others read. RabbitMQ 4 forgets the one message of a queue of one where it is killed while that
     /// is replaced: of ten queues that were written just then, one or two.
     async fn copy_again(&self) -> Result<()> {
-        match self.chan.publish("", &self.copy, &self.token.encode()).await? {
-            Published::Stored => Ok(()),
-            Published::Returned => Err(stream::cancelled()),
-            Published::Refused => Err(refused()),
-        }
+        self.store(&self.copy, &self.token).await
     }
 
     /// Takes a token in.

@@ -195,9 +195,7 @@ impl Outbox {
     fn read(&self, part: &mut Part) -> Option<Batch> {
         while !part.paused && !part.moving && !part.revoking {
             // Taken back before the queue is read: what comes in meanwhile sets it again.
-            // Most of many partitions have nothing: a look at the flag costs less than to write it.
-            let ready = &part.queue.signal().ready;
-            if !ready.load(Ordering::Acquire) || !ready.swap(false, Ordering::AcqRel) {
+            if !part.queue.signal().ready.swap(false, Ordering::AcqRel) {
                 return None;
             }
             let most = (self.prefetch.bytes / 2 / part.weight.max(1)).clamp(1, self.prefetch.messages.max(1));

@@ -193,9 +193,12 @@ async fn calls_that_let_others_go_first_lose_nothing() {
             6 => {
                 let ends = end_of(&mq, "back").await;
                 there.produce("early").await.unwrap();
-                while end_of(&mq, "back").await == ends {
-                    tokio::task::yield_now().await;
-                }
+                let answered = tokio::time::timeout(PATIENCE, async {
+                    while end_of(&mq, "back").await == ends {
+                        tokio::task::yield_now().await;
+                    }
+                });
+                answered.await.expect("an answer comes");
                 let early = at_once(&home).await.expect("it is there");
                 assert_eq!(text(&early), "early");
                 early.ack().unwrap();

@@ -20,7 +20,8 @@ fn main() -> ExitCode {
             .map_err(|error| error.to_string())?;
         let about = format!(
             "One server of version `{}`; stream queues, confirms and `mandatory` for ours and for lapin, which is 4.12 on \
-             both sides; the server may take 4 GB before its memory alarm. Peers cannot say where a stream is to be read from: theirs are classic durable queues.",
+             both sides; the server may take 4 GB before its memory alarm. Peers cannot say where a stream is to be read \
+             from: theirs are classic durable queues.",
             version.value()
         );
         Ok((about, amqp::works(server, options)?))

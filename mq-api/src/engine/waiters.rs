@@ -77,7 +77,7 @@ impl Waiters {
     /// none is about to wait then, so no note is needed, which would send the next call to look once more.
     #[inline]
     pub(crate) fn nudge(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.has_waiting() {
             self.wake_waiting();
         }
     }
@@ -100,7 +100,7 @@ impl Waiters {
     #[inline]
     pub(crate) fn pass_on(&self) {
         // A note that stands already says all; reading it costs far less than writing it again.
-        if !self.noted.load(Ordering::SeqCst) || self.waiting.load(Ordering::SeqCst) > 0 {
+        if !self.noted.load(Ordering::SeqCst) || self.has_waiting() {
             self.wake_first();
         }
     }
@@ -116,11 +116,11 @@ impl Waiters {
     /// Wakes the call that has waited longest; leaves a note and returns `false` where none waits.
     fn wake_first(&self) -> bool {
         // Who is woken looks, so that there is nothing to note: one write less where a message travels alone.
-        if self.waiting.load(Ordering::SeqCst) > 0 && self.wake_waiting() {
+        if self.has_waiting() && self.wake_waiting() {
             return true;
         }
         self.noted.store(true, Ordering::SeqCst);
-        self.waiting.load(Ordering::SeqCst) > 0 && self.wake_waiting()
+        self.has_waiting() && self.wake_waiting()
     }
 
     /// Wakes the call that has waited longest; `false` where none waits any more.
