@@ -1,15 +1,15 @@
 //! What one message costs in the core, in nanoseconds, while something else grows: a backlog, a window, partitions,
 //! topics, groups. And how long a message takes there and back.
 
-use std::{process::Command, time::Instant};
+use std::time::Instant;
 
 use mq_api::{Consumer, Delivery, Message, Mq, Producer, Result};
 use mq_memory::MemoryMq;
 use tokio::{runtime::Runtime, sync::mpsc};
 
 use crate::{
-    core::{current_thread, open},
-    meter::{Sample, Times, resident},
+    core::open,
+    meter::{Sample, Times},
     payload::Payloads,
 };
 
@@ -17,9 +17,6 @@ use crate::{
 const FILL: u64 = 256;
 
 type Measured = std::result::Result<Sample, String>;
-
-/// What makes a program that has called [`told_to_keep`] measure what a message keeps, in a process of its own.
-const KEEP: &str = "--keep";
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a bench lie far below 2^52")]
 fn nanos_each(begun: Instant, count: u64) -> Sample {
@@ -251,58 +248,4 @@ pub fn ping_pong_mpsc(runtime: &Runtime, count: u64) -> Measured {
         echo.await.expect("the echo does not panic");
         times
     })
-}
-
-/// Asks this program, which must begin with [`told_to_keep`], what each of so many retained messages of 100 bytes keeps in
-/// RAM, in bytes. In a process that did something before, what that gave back to the allocator would hide it.
-///
-/// # Errors
-/// Says what the other process said.
-pub fn kept(count: u64) -> Measured {
-    let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let child = Command::new(program).args([KEEP, &count.to_string()]).output();
-    let told = child.map_err(|error| error.to_string())?.stdout;
-    let told = String::from_utf8_lossy(&told);
-    let bytes: f64 = told
-        .trim()
-        .parse()
-        .map_err(|_| format!("the process told `{told}`"))?;
-    Ok(Sample::of([bytes]))
-}
-
-/// Measures for [`kept`] where the command line asks for that, and prints it; `false` where it does not.
-#[allow(clippy::print_stdout, clippy::print_stderr)] // It is how one process tells the other.
-#[must_use]
-pub fn told_to_keep() -> bool {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let [word, count] = words.as_slice() else {
-        return false;
-    };
-    if word != KEEP {
-        return false;
-    }
-    let count = count.parse().map_err(|_| format!("`{count}` is no count"));
-    match count.and_then(keep) {
-        Ok(bytes) => println!("{bytes}"),
-        Err(why) => eprintln!("{why}"),
-    }
-    true
-}
-
-fn keep(count: u64) -> std::result::Result<f64, String> {
-    let stored = current_thread().block_on(async {
-        let mq = open(1).await?;
-        let producer = mq.producer("t").await?;
-        let before = resident();
-        for index in 0..count {
-            let mut own = index.to_le_bytes().to_vec();
-            own.resize(100, 0xAB);
-            producer.produce(Message::new(own)).await?;
-        }
-        Ok::<_, mq_api::Error>((mq, before, resident()))
-    });
-    let (_mq, before, after) = stored.map_err(|error| error.to_string())?;
-    #[expect(clippy::cast_precision_loss, reason = "counts of a bench lie far below 2^52")]
-    let count = count as f64;
-    Ok((after? - before?) / count)
 }

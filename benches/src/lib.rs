@@ -2,6 +2,7 @@
 
 #[cfg(feature = "amqp")]
 pub mod amqp;
+pub mod apart;
 pub mod command;
 pub mod core;
 pub mod disk;

@@ -7,6 +7,7 @@ use mq_memory::MemoryMq;
 use tokio::runtime::Runtime;
 
 use crate::{
+    apart,
     command::Options,
     core::{Load, broadcast, current_thread, mpsc, ours, steady_mpsc, two_workers},
     flat,
@@ -33,6 +34,7 @@ pub fn works(options: &Options) -> Vec<Work> {
     };
     let mut works = vec![all.kept()];
     works.extend(all.channels());
+    works.push(all.fresh());
     works.extend(all.there_and_back(options));
     works.push(all.promise(options));
     works.extend(all.growth(options));
@@ -49,9 +51,20 @@ impl Memory {
     fn kept(&self) -> Work {
         let count = self.messages;
         Work::new("kept by a retained message of 100 B", MEMORY, move || {
-            flat::kept(count)
+            apart::kept(count)
         })
         .against("the bound", [Goal::AtMost(1.0)], || Ok(Sample::of([MOST_KEPT])))
+    }
+
+    /// Shows what batches cost in a process that has just begun: most of it is the system's, which gives each page anew.
+    fn fresh(&self) -> Work {
+        let count = self.messages;
+        Work::new("1 to 1, batches of 256, fresh memory", RATE, move || {
+            apart::fresh_ours(count)
+        })
+        .against("mpsc recv_many", [Goal::Shown], move || {
+            apart::fresh_channel(count)
+        })
     }
 
     /// Moves messages as far as tokio's channels move them, which keep, ack and repeat nothing.

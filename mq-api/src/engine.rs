@@ -36,7 +36,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    task::yield_now,
+};
 
 pub(crate) use self::{
     config::EngineConfig,
@@ -168,6 +171,10 @@ impl Engine {
             return false;
         }
         core.drive_if_fired();
+        // Before the driver is asked to tell of more, which is to be done only where the call then waits for that.
+        if !core.has_ready() && self.turns.are_worth_it() && core.nothing_has_come() {
+            return false;
+        }
         let mut driven = false;
         while !take(&mut core) {
             // Whoever keeps up with the senders finds what comes only here, with the driver.
@@ -197,8 +204,16 @@ impl Engine {
     /// Dropping the future loses nothing: `take` runs in one go with the return of its result.
     pub(crate) async fn wait<R>(&self, mut take: impl FnMut(&mut Core) -> Option<R>) -> Result<R> {
         let mut entry = Entry::new(&self.waiters);
+        if self.turns.are_worth_it() && !self.turns.on_one_thread() {
+            self.give_turns(&mut entry).await;
+        }
         poll_fn(|cx| {
-            if entry.is_new() && self.turns.are_worth_it() && self.nothing_has_come() {
+            // In the same future: one of its own took 80 instructions a message.
+            if entry.is_new()
+                && self.turns.on_one_thread()
+                && self.turns.are_worth_it()
+                && self.nothing_has_come()
+            {
                 entry.gave_turn = true;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -208,12 +223,23 @@ impl Engine {
         .await
     }
 
+    /// Lets others go first on a runtime of several threads, where nothing has come. Not until something has: to take each
+    /// message as it comes is slower for both sides than to let a few gather.
+    async fn give_turns(&self, entry: &mut Entry<'_>) {
+        if self.nothing_has_come() {
+            entry.gave_turn = true;
+            for _ in 0..turns::AMONG_THREADS {
+                yield_now().await;
+            }
+        }
+    }
+
     /// Tells whether nothing is here or with the driver, without a look that asks the driver to tell of more. `false` where
     /// that is not known, and where another call waits, which must be told of the next message.
     #[inline]
     fn nothing_has_come(&self) -> bool {
         let core = self.lock();
-        core.is_open() && core.nothing_has_come() && !self.waiters.has_waiting()
+        core.nothing_has_come() && core.is_open() && !self.waiters.has_waiting()
     }
 
     fn poll_take<R>(
@@ -228,8 +254,12 @@ impl Engine {
                 core.check_open()?;
                 // Who comes here has just looked, as a rule, and found nothing: a second look took 150 instructions.
                 if core.may_bring() {
+                    let before = core.came;
                     core.drive_if_fired();
                     if let Some(result) = take(core) {
+                        if entry.gave_turn {
+                            self.turns.found(core.has_ready() || core.came > before + 1);
+                        }
                         return Ok(Look::Found(result, core.may_have_more()));
                     }
                 }

@@ -22,7 +22,7 @@ use crate::{
     config::LEAST_LEASE,
     error::MemoryError,
     group::{Group, Leave},
-    log::{Cursor, Read, Watching},
+    log::{Cursor, Only, Read, Watching},
     member::{End, Mailed, Member, Orders},
     topic::{self, Topic},
     wakes::Wakes,
@@ -207,19 +207,26 @@ struct Lane {
     paused: bool,
     /// The last read found one record and nothing behind it: so will the next one, as a rule.
     single: bool,
+    /// It is read at the next look without having been told of anything, since the last ones did not wait. One lane at
+    /// most, which is among the turns.
+    ahead: bool,
     /// Whether it is among the turns.
     queued: bool,
 }
 
 impl Events for MemoryEvents {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event>> {
-        let signal = &self.membership.member.signal;
-        if signal.is_idle(self.registered.as_ref(), cx.waker()) {
+        let member = &self.membership.member;
+        // A thaw and the end of a fault are told as well, so that there is nothing else to look at.
+        if self.turns.is_empty()
+            && !member.has_mail()
+            && member.signal.wait_again(self.registered.as_ref(), cx.waker())
+        {
             return Poll::Pending;
         }
         loop {
             let Self { lanes, turns, .. } = self;
-            self.membership.member.signal.begin(|partition| {
+            let waited = self.membership.member.signal.begin(|partition| {
                 if let Some(lane) = lane_of(lanes, partition) {
                     lane.queue(turns);
                 }
@@ -231,7 +238,7 @@ impl Events for MemoryEvents {
                     return Poll::Ready(result);
                 }
                 if !self.broker.faults.is_halted()
-                    && let Some(event) = self.next_data()
+                    && let Some(event) = self.next_data(waited)
                 {
                     return Poll::Ready(Ok(event));
                 }
@@ -245,7 +252,18 @@ impl Events for MemoryEvents {
 
     #[inline]
     fn is_empty(&self) -> bool {
-        self.turns.is_empty() && self.membership.member.signal.is_quiet()
+        let nothing_told = self.membership.member.signal.is_quiet();
+        nothing_told
+            && match (self.turns.front(), self.turns.len()) {
+                (None, _) => true,
+                // A lane that is read without being told has nothing, as a rule.
+                (Some(&only), 1) => self
+                    .lanes
+                    .get(only as usize)
+                    .and_then(Option::as_ref)
+                    .is_some_and(|lane| lane.ahead && lane.watching.is_at_end(&lane.cursor)),
+                _ => false,
+            }
     }
 }
 
@@ -266,7 +284,7 @@ impl MemoryEvents {
     }
 
     #[inline]
-    fn next_data(&mut self) -> Option<Event> {
+    fn next_data(&mut self, waited: bool) -> Option<Event> {
         let Self { lanes, turns, .. } = self;
         while let Some(partition) = turns.pop_front() {
             let Some(lane) = lane_of(lanes, partition) else {
@@ -276,17 +294,22 @@ impl MemoryEvents {
             if lane.paused {
                 continue;
             }
+            lane.ahead = false;
             if lane.single {
-                if let Some(record) = lane.watching.read_only(&mut lane.cursor) {
-                    let next = lane.cursor.next();
-                    return Some(Event::Batch(Batch::new(
-                        lane.id,
-                        lane.generation,
-                        record.into(),
-                        next,
-                    )));
+                let on = !waited && turns.is_empty();
+                match lane.watching.read_only(&mut lane.cursor, on) {
+                    Only::Record(record) => {
+                        if on {
+                            lane.ahead = true;
+                            lane.queue(turns);
+                        }
+                        let next = lane.cursor.next();
+                        let (id, generation) = (lane.id, lane.generation);
+                        return Some(Event::Batch(Batch::new(id, generation, record.into(), next)));
+                    }
+                    Only::Nothing => continue,
+                    Only::Other => lane.single = false,
                 }
-                lane.single = false;
             }
             match lane
                 .watching
@@ -360,6 +383,7 @@ impl MemoryEvents {
             watching: partition.watch(Arc::clone(&self.membership.member.signal) as _),
             paused: false,
             single: false,
+            ahead: false,
             queued: false,
         };
         lane.queue(&mut self.turns);

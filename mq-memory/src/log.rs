@@ -109,6 +109,16 @@ pub(crate) enum Read {
     Records { records: Records, more: bool },
 }
 
+/// What a watcher finds that keeps up with single appends.
+pub(crate) enum Only {
+    /// A record, and nothing behind it.
+    Record(Record),
+    /// Nothing: the watcher is told of what comes.
+    Nothing,
+    /// More than one, or something else to look at, which [`Watching::read`] does.
+    Other,
+}
+
 impl Partition {
     pub(crate) fn new(index: u32, keep: Keep) -> Self {
         Self {
@@ -250,20 +260,29 @@ impl Partition {
         Read::Records { records, more }
     }
 
-    /// Takes the one record that is there for a watcher which keeps up with single appends; none where there is nothing,
-    /// more than it, or something else to look at, which [`read_for`](Self::read_for) does.
+    /// Takes the one record that is there for a watcher which keeps up with single appends. Where it goes `on`, it is to
+    /// look again without being told of more.
     #[inline]
-    fn read_only(&self, watcher: u64, cursor: &mut Cursor) -> Option<Record> {
+    fn read_only(&self, watcher: u64, cursor: &mut Cursor, on: bool) -> Only {
         let mut tail = lock(&self.tail);
-        if cursor.next + 1 != tail.next || cursor.run.is_some() {
-            return None;
+        if cursor.run.is_some() {
+            return Only::Other;
         }
-        if tail.open.records.is_empty() {
-            return None;
+        if cursor.next == tail.next {
+            tail.has_read(Some(watcher));
+            return Only::Nothing;
         }
+        if cursor.next + 1 != tail.next {
+            return Only::Other;
+        }
+        let Some(record) = tail.open.records.last().cloned() else {
+            return Only::Other;
+        };
         cursor.next += 1;
-        tail.has_read(Some(watcher));
-        tail.open.records.last().cloned()
+        if !on {
+            tail.has_read(Some(watcher));
+        }
+        Only::Record(record)
     }
 
     /// Returns a copy of one record, none where it is no longer retained or not there yet.
@@ -614,11 +633,20 @@ impl Watching {
             .read_for(Some(self.id), cursor, max_messages, max_bytes)
     }
 
-    /// Reads as [`read`](Self::read) does where that would find exactly one record, and nothing where not. The record is
-    /// moved half as often on this way, which a member that keeps up with single sends takes each time.
+    /// Reads as [`read`](Self::read) does where that would find one record or nothing. The record is moved half as often on
+    /// this way, which a member that keeps up with single sends takes each time.
+    ///
+    /// Who goes `on` is not told of what comes next, and looks again by itself: one that need not wait each time then spares
+    /// the sender the word, and itself the taking of it.
     #[inline]
-    pub(crate) fn read_only(&self, cursor: &mut Cursor) -> Option<Record> {
-        self.partition.read_only(self.id, cursor)
+    pub(crate) fn read_only(&self, cursor: &mut Cursor, on: bool) -> Only {
+        self.partition.read_only(self.id, cursor, on)
+    }
+
+    /// Tells whether nothing is behind a cursor.
+    #[inline]
+    pub(crate) fn is_at_end(&self, cursor: &Cursor) -> bool {
+        cursor.next >= self.partition.end.load(Ordering::Acquire)
     }
 }
 

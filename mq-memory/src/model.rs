@@ -13,7 +13,7 @@ use mq_api::Message;
 use shuttle::{future::block_on, thread};
 
 use self::{
-    log::{Cursor, Keep, Partition, Read, Watch},
+    log::{Cursor, Keep, Only, Partition, Read, Watch},
     signal::Signal,
 };
 use crate::wakes::Wakes;
@@ -55,11 +55,15 @@ fn check(model: impl Fn() + Send + Sync + Copy + 'static) {
     shuttle::check_pct(model, 1500, 3);
 }
 
-/// Waits with a signal as the event stream does, until `look` finds something in the partitions that have news.
-async fn wait<T>(signal: &Signal, mut look: impl FnMut(&[u32]) -> Option<T>) -> T {
-    let mut registered: Option<Waker> = None;
+/// Waits with a signal as the event stream does, until `look` finds something in the partitions that have news. It leaves
+/// nothing there.
+async fn wait<T>(
+    signal: &Signal,
+    registered: &mut Option<Waker>,
+    mut look: impl FnMut(&[u32]) -> Option<T>,
+) -> T {
     poll_fn(|cx| {
-        if signal.is_idle(registered.as_ref(), cx.waker()) {
+        if signal.wait_again(registered.as_ref(), cx.waker()) {
             return Poll::Pending;
         }
         loop {
@@ -68,7 +72,7 @@ async fn wait<T>(signal: &Signal, mut look: impl FnMut(&[u32]) -> Option<T>) -> 
             if let Some(found) = look(&news) {
                 return Poll::Ready(found);
             }
-            if signal.wait(&mut registered, cx.waker()) {
+            if signal.wait(registered, cx.waker()) {
                 return Poll::Pending;
             }
         }
@@ -118,18 +122,22 @@ fn no_wake_up_is_lost_between_two_writers_and_a_reader() {
             })
         });
         let mut cursors = [Cursor::new(0), Cursor::new(0)];
+        let mut registered = None;
         let mut seen = 0;
         while seen < 2 * EACH {
-            seen += block_on(wait(&signal, |news| {
+            seen += block_on(wait(&signal, &mut registered, |news| {
                 let mut found = 0;
                 for (watching, cursor) in watching.iter().zip(&mut cursors) {
                     if !news.contains(&watching.partition().index()) {
                         continue;
                     }
-                    // To the end, as the watcher must: a record that is alone is the end.
-                    if watching.read_only(cursor).is_some() {
+                    // To the end, as the watcher must: a record that is alone is the end, unless it said that it goes on.
+                    let on = found == 0;
+                    if let Only::Record(_) = watching.read_only(cursor, on) {
                         found += 1;
-                        continue;
+                        if !on {
+                            continue;
+                        }
                     }
                     while let Read::Records { records, more } = watching.read(cursor, 10, usize::MAX) {
                         found += records.len() as u64;
@@ -166,9 +174,10 @@ fn a_reader_sees_every_record_in_order_across_segments() {
             })
         };
         let mut cursor = Cursor::new(0);
+        let mut registered = None;
         let mut next = 0;
         while next < ALL {
-            block_on(wait(&signal, |_| {
+            block_on(wait(&signal, &mut registered, |_| {
                 let before = next;
                 loop {
                     match watching.read(&mut cursor, 10, usize::MAX) {
@@ -271,9 +280,10 @@ fn two_readers_see_all_of_what_is_appended_in_batches() {
             })
         };
         let mut cursor = Cursor::new(0);
+        let mut registered = None;
         let mut next = 0;
         while next < ALL {
-            next += block_on(wait(&signal, |_| {
+            next += block_on(wait(&signal, &mut registered, |_| {
                 let mut found = 0;
                 while let Read::Records { records, more } = watching.read(&mut cursor, 10, usize::MAX) {
                     found += records.len() as u64;

@@ -72,11 +72,21 @@ impl Signal {
         }
     }
 
-    /// Tells whether the task waits already with this waker and nothing has happened since.
+    /// Begins to wait where nothing was told, for a task that has waited with this waker before and has nothing left to look
+    /// at; `true` where it waits. A look that finds nothing took 60 instructions more.
     #[inline]
-    pub(crate) fn is_idle(&self, registered: Option<&Waker>, waker: &Waker) -> bool {
-        self.state.load(Ordering::Acquire) == WAITING
+    pub(crate) fn wait_again(&self, registered: Option<&Waker>, waker: &Waker) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        (state == 0 || state == WAITING)
             && registered.is_some_and(|known| known.will_wake(waker))
+            && (state == WAITING || self.begin_to_wait())
+    }
+
+    #[inline]
+    fn begin_to_wait(&self) -> bool {
+        self.state
+            .compare_exchange(0, WAITING, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 
     /// Tells whether nothing was told since the task began to look.
@@ -86,14 +96,15 @@ impl Signal {
     }
 
     /// Begins to look, and takes the partitions that have news: what is told from here on prevents the next
-    /// [`wait`](Self::wait).
+    /// [`wait`](Self::wait). Tells whether the task had waited.
     #[inline]
-    pub(crate) fn begin(&self, mut found: impl FnMut(u32)) {
+    pub(crate) fn begin(&self, mut found: impl FnMut(u32)) -> bool {
         let bits = take(&self.state);
         each(bits & !(FAR | WAITING), &mut found);
         if bits & FAR != 0 {
             self.take_far(found);
         }
+        bits & WAITING != 0
     }
 
     #[cold]
@@ -112,9 +123,7 @@ impl Signal {
             self.register(waker);
             *registered = Some(waker.clone());
         }
-        self.state
-            .compare_exchange(0, WAITING, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.begin_to_wait()
     }
 
     #[cold]

@@ -2,14 +2,16 @@
 
 use std::process::ExitCode;
 
-use benches::{command, flat, memory};
+use benches::{apart, command, memory};
 
 fn main() -> ExitCode {
-    if flat::told_to_keep() {
-        return ExitCode::SUCCESS;
+    if let Some(ended) = apart::begin() {
+        return ended;
     }
     command::run("memory", "Memory", |options| {
-        let about = "No server: what the core itself costs, through the public API and a `dyn` driver, acked and checked.";
+        let about = "No server: what the core itself costs, through the public API and a `dyn` driver, acked and checked. \
+                     The allocator (glibc's) keeps what a round frees for the next one, for all contenders; the row that \
+                     says fresh memory shows what it costs where the system gives each page anew.";
         Ok((about.to_owned(), memory::works(options)))
     })
 }

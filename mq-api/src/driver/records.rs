@@ -65,6 +65,12 @@ pub(crate) enum Held {
 }
 
 impl Held {
+    /// Takes it, and leaves an empty message.
+    pub(crate) fn take(&mut self) -> Self {
+        let empty = Record::new(0, Timestamp::from_millis(0), Message::new(""));
+        std::mem::replace(self, Self::One(empty))
+    }
+
     #[inline]
     pub(crate) fn record(&self, index: u32) -> &Record {
         match self {
@@ -188,6 +194,17 @@ impl Records {
             Held::One(record) => Arc::new(record),
         };
         (segment, self.range)
+    }
+
+    /// Returns the index of the first record in what holds them.
+    #[inline]
+    pub(crate) fn first_index(&self) -> u32 {
+        self.range.start
+    }
+
+    #[inline]
+    pub(crate) fn held_mut(&mut self) -> &mut Held {
+        &mut self.held
     }
 
     #[inline]

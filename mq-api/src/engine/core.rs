@@ -123,6 +123,8 @@ pub(crate) struct Core {
     pub(crate) unarmed: bool,
     /// Something has come since the clock was read for a hand-over.
     pub(crate) news: bool,
+    /// Counts what the driver has brought.
+    pub(crate) came: u64,
     /// When the clock was read, by its tick and exactly.
     stamp: Option<(Tick, Moment)>,
 }
@@ -182,6 +184,7 @@ impl Core {
             kick: false,
             unarmed: false,
             news: true,
+            came: 0,
             stamp: None,
         }
     }

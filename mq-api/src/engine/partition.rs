@@ -344,37 +344,45 @@ impl Partition {
 
     /// Takes the message of a batch that [goes straight](Self::goes_straight), and counts its hand-over.
     #[inline]
-    pub(crate) fn take_straight(&mut self, batch: Batch, owner: &Arc<dyn Settle>) -> Item {
+    pub(crate) fn take_straight(&mut self, batch: &mut Batch, owner: &Arc<dyn Settle>) -> Item {
         let weight = batch.records.weight();
-        let (segment, range) = batch.records.into_held();
+        let index = batch.records.first_index();
         self.next_offset = self.next_offset.max(batch.next_offset);
         self.charge.add(weight);
         self.unacked_bytes += weight;
-        let seq = self.window.push(segment.record(range.start).offset, 0, 1);
+        let source = self.lend_straight(batch.records.held_mut(), owner, weight);
         Item {
-            source: self.lend_straight(segment, owner, weight),
-            index: range.start,
-            seq,
+            seq: self.window.push(source.segment.record(index).offset, 0, 1),
+            source,
+            index,
             weight: u32::try_from(weight).unwrap_or(u32::MAX),
             stored: Flag::No,
         }
     }
 
-    /// Makes what lends a message that goes straight, of what lent the last one where nobody holds that any more.
+    /// Makes what lends a message that goes straight, of what lent the last one where nobody holds that any more. That
+    /// message is left in `held` then.
     #[inline]
-    fn lend_straight(&mut self, segment: Held, owner: &Arc<dyn Settle>, weight: usize) -> Arc<Source> {
-        if weight > KEPT || matches!(segment, Held::Segment(_)) {
-            return self.source(segment, owner, 1);
-        }
-        if let Some(last) = &mut self.straight
-            && let Some(free) = Arc::get_mut(last)
+    fn lend_straight(&mut self, held: &mut Held, owner: &Arc<dyn Settle>, weight: usize) -> Arc<Source> {
+        let small = weight <= KEPT;
+        if small
+            && let Some(last) = &mut self.straight
+            && let Some(Source {
+                segment: Held::One(free),
+                generation,
+                ..
+            }) = Arc::get_mut(last)
+            && let Held::One(record) = held
         {
-            free.segment = segment;
-            free.generation = self.generation;
+            std::mem::swap(free, record);
+            *generation = self.generation;
             return Arc::clone(last);
         }
-        let source = self.source(segment, owner, 1);
-        self.straight = Some(Arc::clone(&source));
+        let keep = small && matches!(held, Held::One(_));
+        let source = self.source(held.take(), owner, 1);
+        if keep {
+            self.straight = Some(Arc::clone(&source));
+        }
         source
     }
 

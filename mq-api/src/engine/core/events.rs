@@ -37,9 +37,15 @@ impl Core {
         // Until it is known that there is nothing more.
         self.unarmed = true;
         let mut cx = Context::from_waker(&self.waker);
-        match self.events.poll_event(&mut cx) {
+        let mut polled = self.events.poll_event(&mut cx);
+        // Where it lies: each time it was moved whole from what had just been written in pieces, the processor stalled.
+        if let Poll::Ready(Ok(Event::Batch(batch))) = &mut polled
+            && self.hand_straight(batch, into)
+        {
+            return true;
+        }
+        match polled {
             Poll::Pending => self.unarmed = false,
-            Poll::Ready(Ok(Event::Batch(batch))) => return self.hand_straight(batch, into),
             Poll::Ready(Ok(event)) => self.take_in(event),
             Poll::Ready(Err(error)) => self.end(error),
         }
@@ -47,22 +53,22 @@ impl Core {
     }
 
     #[inline]
-    fn hand_straight(&mut self, batch: Batch, into: &mut Option<Delivery>) -> bool {
+    fn hand_straight(&mut self, batch: &mut Batch, into: &mut Option<Delivery>) -> bool {
         let id = batch.assignment;
         if let Some(owner) = &self.owner
             && let Some(Some(partition)) = self.partitions.get_mut(id.partition as usize)
-            && partition.goes_straight(&batch, &self.config)
+            && partition.goes_straight(batch, &self.config)
         {
             let now = self.config.clock.now();
             // Later readings are not to be older than this one.
             self.news = true;
             if partition.lease.as_ref().is_none_or(|lease| lease.stands_at(now)) {
+                self.came += 1;
                 self.counters.delivered += 1;
                 *into = Some(Delivery::new(partition.take_straight(batch, owner), 1, now));
                 return true;
             }
         }
-        self.take_batch(batch);
         false
     }
 
@@ -160,6 +166,7 @@ impl Core {
         if partition.id != id || partition.revoking {
             return false;
         }
+        self.came += batch.records.len() as u64;
         partition.push(batch, owner);
         self.news = true;
         let enough = partition.fetched_messages >= most
