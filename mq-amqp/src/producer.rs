@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use mq_api::{
     Error, Message, Offset, Result,
-    driver::{self, ProducerRequest, SendBatch, SendWindow, Wakes, invalid_partition},
+    driver::{self, NotNow, ProducerRequest, SendBatch, SendWindow, Wakes, invalid_partition},
 };
 use tokio::{
     runtime::Handle,
@@ -113,8 +113,8 @@ impl driver::Producer for AmqpProducer {
         }
     }
 
-    fn store_now(&self, _: u32, message: Message, _: &mut Wakes) -> Result<Option<Offset>, Message> {
-        Err(message)
+    fn store_now(&self, _: u32, _: &mut Message, _: &mut Wakes) -> Result<Option<Offset>, NotNow> {
+        Err(NotNow)
     }
 
     async fn close(&self) -> Result<()> {

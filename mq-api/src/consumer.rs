@@ -52,6 +52,8 @@ use crate::{
 #[derive(Clone)]
 pub struct Consumer {
     handle: Arc<Handle>,
+    /// The member's, at hand: to look it up there took one message in fifty of a stream.
+    kind: Kind,
 }
 
 impl Consumer {
@@ -68,7 +70,7 @@ impl Consumer {
             topic,
             group,
             auto_ack,
-            kind,
+            kind: kind.clone(),
             mode: Mutex::new(Some(mode)),
         });
         let handle = Arc::new(Handle {
@@ -76,11 +78,11 @@ impl Consumer {
         });
         let child: Arc<dyn Child> = member;
         mq.register(&child)?;
-        Ok(Self { handle })
+        Ok(Self { handle, kind })
     }
 
     fn kind(&self) -> &Kind {
-        &self.handle.member.kind
+        &self.kind
     }
 
     fn engine(&self, what: &'static str) -> Result<&Arc<Engine>> {

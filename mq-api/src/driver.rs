@@ -28,7 +28,7 @@ pub use self::{
     records::{Record, Records, Segment},
     requests::{
         Assignment, AssignmentId, Batch, Commit, CommitOutcome, CommittedPosition, CommittedRequest, Event,
-        FetchRequest, Fetched, Prefetch, ProducerRequest, SendWindow, Subscription,
+        FetchRequest, Fetched, NotNow, Prefetch, ProducerRequest, SendWindow, Subscription,
     },
     send_batch::{SendBatch, SendStatus},
     slots::Wakes,
@@ -101,19 +101,22 @@ pub trait Producer: Debug + Send + Sync + 'static {
     /// [`SendBatch::begin_io`] is settled by the portable layer and must then be skipped.
     fn send(&self, batch: SendBatch);
 
-    /// Stores one message at once and returns its offset, where the backend tells; or returns the message as it is, which
-    /// then comes through [`send`](Self::send).
+    /// Stores one message at once and returns its offset, where the backend tells: takes it out of its place, and leaves an
+    /// empty one there. Or leaves it as it is and returns [`NotNow`], and it then comes through [`send`](Self::send).
     ///
     /// It is for a backend within this process, which needs no I/O and no wait for that. It is called only where
     /// [`SendWindow::stores_now`] says so, from any thread and from several at once, while nothing that was taken before
     /// is under way. It takes locks that nobody holds for long, and leaves the wakes that it leads to to the caller, who
-    /// does them once its locks are free. Every other driver returns the message.
+    /// does them once its locks are free. Every other driver returns [`NotNow`].
+    ///
+    /// The message is passed in its place so that it is moved once, into the store, and the answer fits in registers: where
+    /// either was moved from what had just been written in parts, the processor stalled.
     fn store_now(
         &self,
         partition: u32,
-        message: Message,
+        message: &mut Message,
         wakes: &mut Wakes,
-    ) -> Result<Option<Offset>, Message>;
+    ) -> Result<Option<Offset>, NotNow>;
 
     /// Ends the producer. The portable layer has waited for what was under way, up to its deadline; what is still
     /// unsettled settles as `Unknown`, or `NotSent` where that is sure. Idempotent.

@@ -29,6 +29,7 @@ mod window;
 use std::{
     fmt,
     future::poll_fn,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -43,7 +44,7 @@ use tokio::{
 
 pub(crate) use self::{
     config::EngineConfig,
-    core::{Core, Counters, Handed, Until},
+    core::{Core, Counters, Handed, Place, Until},
     item::{Flag, Item, Source},
     queue::QueueEngine,
     settle::{Settle, Settlement},
@@ -203,35 +204,38 @@ impl Engine {
     ///
     /// Dropping the future loses nothing: `take` runs in one go with the return of its result.
     pub(crate) async fn wait<R>(&self, mut take: impl FnMut(&mut Core) -> Option<R>) -> Result<R> {
-        let mut entry = Entry::new(&self.waiters);
-        if self.turns.are_worth_it() && !self.turns.on_one_thread() {
-            self.give_turns(&mut entry).await;
-        }
-        poll_fn(|cx| {
-            // In the same future: one of its own took 80 instructions a message.
-            if entry.is_new()
-                && self.turns.on_one_thread()
-                && self.turns.are_worth_it()
-                && self.nothing_has_come()
-            {
-                entry.gave_turn = true;
+        let mut wait = self.begin_wait();
+        poll_fn(|cx| self.poll_wait(cx, &mut wait, &mut take)).await
+    }
+
+    /// Begins a call that waits.
+    #[inline]
+    pub(crate) fn begin_wait(&self) -> Wait<'_> {
+        Wait::new(&self.waiters)
+    }
+
+    /// Does what [`wait`](Self::wait) does; `wait` stands for the call until it is dropped.
+    pub(crate) fn poll_wait<R>(
+        &self,
+        cx: &mut Context<'_>,
+        wait: &mut Wait<'_>,
+        mut take: impl FnMut(&mut Core) -> Option<R>,
+    ) -> Poll<Result<R>> {
+        if wait.entry.is_new() && self.turns.are_worth_it() && self.nothing_has_come() {
+            wait.entry.gave_turn = true;
+            if self.turns.on_one_thread() {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            self.poll_take(cx, &mut entry, &mut take)
-        })
-        .await
-    }
-
-    /// Lets others go first on a runtime of several threads, where nothing has come. Not until something has: to take each
-    /// message as it comes is slower for both sides than to let a few gather.
-    async fn give_turns(&self, entry: &mut Entry<'_>) {
-        if self.nothing_has_come() {
-            entry.gave_turn = true;
-            for _ in 0..turns::AMONG_THREADS {
-                yield_now().await;
-            }
+            // Not until something has come: to take each message as it comes is slower for both sides than to let a few
+            // gather.
+            wait.turns = turns::AMONG_THREADS;
         }
+        if wait.turns > 0 {
+            wait.turns -= 1;
+            return give_turn(cx);
+        }
+        self.poll_take(cx, &mut wait.entry, &mut take)
     }
 
     /// Tells whether nothing is here or with the driver, without a look that asks the driver to tell of more. `false` where
@@ -424,6 +428,30 @@ impl Engine {
             Err(_) => Err(Error::closed("consumer")),
         }
     }
+}
+
+/// Stands for a call that waits.
+pub(crate) struct Wait<'a> {
+    entry: Entry<'a>,
+    /// The turns that it still gives away.
+    turns: u32,
+}
+
+impl<'a> Wait<'a> {
+    #[inline]
+    fn new(waiters: &'a Waiters) -> Self {
+        Self {
+            entry: Entry::new(waiters),
+            turns: 0,
+        }
+    }
+}
+
+/// Lets other tasks go first, and is polled again.
+fn give_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
+    // It asks to be polled again, and holds nothing.
+    let _ = pin!(yield_now()).poll(cx);
+    Poll::Pending
 }
 
 /// What a call that wants something has found.

@@ -11,6 +11,7 @@ mod lane;
 mod many;
 mod options;
 mod pending;
+mod produce;
 mod state;
 mod task;
 
@@ -18,7 +19,10 @@ use std::{fmt, sync::Arc};
 
 use tokio::task::coop;
 
-use self::core::{Core, Group, Refused, Taken, Target};
+use self::{
+    core::{Core, Group, Refused, Taken, Target},
+    produce::Produce,
+};
 pub use self::{options::ProducerBuilder, pending::PendingReceipt};
 use crate::{Error, ErrorKind, Message, Outcome, Receipt, Result, TopicName};
 
@@ -115,13 +119,8 @@ impl Producer {
     /// assert_eq!(first.partition, second.partition);
     /// # Ok(()) }
     /// ```
-    pub async fn produce(&self, message: impl Into<Message>) -> Result<Receipt> {
-        // A loop of sends that never wait must let others run, as every call of Tokio's own does.
-        coop::consume_budget().await;
-        match self.begin(message.into(), None) {
-            Ok(Taken::Done(Ok(receipt))) => Ok(receipt),
-            begun => self.outcome(begun).await,
-        }
+    pub fn produce(&self, message: impl Into<Message>) -> impl Future<Output = Result<Receipt>> {
+        Produce::new(self, message.into(), None)
     }
 
     /// Sends a message to a partition that the caller chooses, and waits as [`produce`](Self::produce) does.
@@ -146,12 +145,12 @@ impl Producer {
     /// assert_eq!(error.kind(), mq_api::ErrorKind::InvalidPartition);
     /// # Ok(()) }
     /// ```
-    pub async fn produce_to(&self, partition: u32, message: impl Into<Message>) -> Result<Receipt> {
-        coop::consume_budget().await;
-        match self.begin(message.into(), Some(partition)) {
-            Ok(Taken::Done(Ok(receipt))) => Ok(receipt),
-            begun => self.outcome(begun).await,
-        }
+    pub fn produce_to(
+        &self,
+        partition: u32,
+        message: impl Into<Message>,
+    ) -> impl Future<Output = Result<Receipt>> {
+        Produce::new(self, message.into(), Some(partition))
     }
 
     /// Sends messages together and waits for all of them; one result each, in order. One that is invalid fails alone.
@@ -234,7 +233,7 @@ impl Producer {
     /// ```
     pub async fn enqueue(&self, message: impl Into<Message>) -> Result<PendingReceipt> {
         coop::consume_budget().await;
-        let begun = self.begin(message.into(), None);
+        let begun = self.begin(&mut message.into(), None);
         self.taken(begun).await
     }
 
@@ -260,7 +259,7 @@ impl Producer {
     /// ```
     pub async fn enqueue_to(&self, partition: u32, message: impl Into<Message>) -> Result<PendingReceipt> {
         coop::consume_budget().await;
-        let begun = self.begin(message.into(), Some(partition));
+        let begun = self.begin(&mut message.into(), Some(partition));
         self.taken(begun).await
     }
 
@@ -431,10 +430,9 @@ impl Producer {
 
     fn try_submit(&self, mut message: Message, one_way: bool) -> Result<PendingReceipt> {
         let target = self.check(&mut message, None).map_err(operation)?;
-        let message = match self.core.store_now(target, message) {
-            Ok(receipt) => return Ok(PendingReceipt::new(Taken::Done(Ok(receipt)))),
-            Err(message) => message,
-        };
+        if let Some(receipt) = self.core.store_now(target, &mut message) {
+            return Ok(PendingReceipt::new(Taken::Done(Ok(receipt))));
+        }
         match self.core.submit(Group::of(target, message), None, one_way) {
             Ok(taken) => Ok(PendingReceipt::new(taken)),
             Err(Refused::Failed(error)) => Err(operation(error)),
@@ -467,37 +465,32 @@ impl Producer {
 
     /// Begins a send without waiting. It is no future of its own, so that the message is moved as little as can be.
     #[inline]
-    fn begin(&self, mut message: Message, partition: Option<u32>) -> Result<Taken, Refused> {
-        let target = self.check(&mut message, partition).map_err(Refused::Failed)?;
+    fn begin(&self, message: &mut Message, partition: Option<u32>) -> Result<Taken, Refused> {
+        let target = self.check(message, partition).map_err(Refused::Failed)?;
         match self.core.store_now(target, message) {
-            Ok(receipt) => Ok(Taken::Done(Ok(receipt))),
-            Err(message) => self.core.submit(Group::of(target, message), None, false),
+            Some(receipt) => Ok(Taken::Done(Ok(receipt))),
+            None => self.submit(target, message),
         }
     }
 
-    async fn outcome(&self, begun: Result<Taken, Refused>) -> Result<Receipt> {
-        match begun {
-            Ok(taken) => PendingReceipt::new(taken).await,
-            Err(refused) => self.when_there_is_room(refused).await?.await,
-        }
+    fn submit(&self, target: Target, message: &mut Message) -> Result<Taken, Refused> {
+        self.core
+            .submit(Group::of(target, std::mem::take(message)), None, false)
     }
 
     async fn taken(&self, begun: Result<Taken, Refused>) -> Result<PendingReceipt> {
         match begun {
             Ok(taken) => Ok(PendingReceipt::new(taken)),
-            Err(refused) => self.when_there_is_room(refused).await,
+            Err(Refused::Failed(error)) => Err(operation(error)),
+            // It is boxed, so that the futures of sends that find room stay small.
+            Err(Refused::Full(group)) => Box::pin(self.when_there_is_room(group)).await,
         }
     }
 
-    /// Waits for room, then begins the send. It is boxed, so that the futures of sends that find room stay small.
-    async fn when_there_is_room(&self, refused: Refused) -> Result<PendingReceipt> {
-        match refused {
-            Refused::Failed(error) => Err(operation(error)),
-            Refused::Full(group) => {
-                let taken = Box::pin(self.core.submit_when_there_is_room(group, &mut None)).await;
-                Ok(PendingReceipt::new(taken.map_err(operation)?))
-            }
-        }
+    /// Waits for room, then begins the send.
+    async fn when_there_is_room(&self, group: Group) -> Result<PendingReceipt> {
+        let taken = self.core.submit_when_there_is_room(group, &mut None).await;
+        Ok(PendingReceipt::new(taken.map_err(operation)?))
     }
 }
 

@@ -12,8 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use mq_api::{
-    Error, ErrorKind, Message, Outcome, Result, TopicName,
-    driver::{self, ProducerRequest, SendBatch, SendWindow, invalid_partition, topic_not_found},
+    Error, ErrorKind, Message, Offset, Outcome, Result, TopicName,
+    driver::{self, NotNow, ProducerRequest, SendBatch, SendWindow, invalid_partition, topic_not_found},
 };
 use rdkafka::{
     ClientContext, Message as _,
@@ -218,13 +218,8 @@ impl driver::Producer for KafkaProducer {
         }
     }
 
-    fn store_now(
-        &self,
-        _: u32,
-        message: Message,
-        _: &mut driver::Wakes,
-    ) -> Result<Option<mq_api::Offset>, Message> {
-        Err(message)
+    fn store_now(&self, _: u32, _: &mut Message, _: &mut driver::Wakes) -> Result<Option<Offset>, NotNow> {
+        Err(NotNow)
     }
 
     async fn close(&self) -> Result<()> {

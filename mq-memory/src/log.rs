@@ -1,6 +1,6 @@
 //! One partition: an append-only log in runs of records, and who is told of news in it.
 
-use std::{collections::VecDeque, iter, ops::Range, sync::Arc, time::Duration};
+use std::{collections::VecDeque, iter, mem::take, ops::Range, sync::Arc, time::Duration};
 
 use mq_api::{
     Message, Offset, Timestamp,
@@ -167,20 +167,25 @@ impl Partition {
         let first = tail.next;
         let room = RUN_RECORDS.saturating_sub(tail.open.records.len());
         tail.open.records.reserve(messages.len().min(room));
-        for message in messages {
-            self.push(&mut tail, message, now);
+        for mut message in messages {
+            self.push(&mut tail, &mut message, now);
         }
         let next = tail.next;
         self.appended(tail, wakes);
         Ok(first..next)
     }
 
-    /// Appends one message as [`append`](Self::append) does; returns it where the topic is gone.
+    /// Appends one message as [`append`](Self::append) does, and takes it out of its place; leaves it there where the topic
+    /// is gone.
     #[inline]
-    pub(crate) fn append_one(&self, message: Message, wakes: &mut driver::Wakes) -> Result<Offset, Message> {
+    pub(crate) fn append_one(
+        &self,
+        message: &mut Message,
+        wakes: &mut driver::Wakes,
+    ) -> Result<Offset, Gone> {
         let mut tail = lock(&self.tail);
         if tail.gone {
-            return Err(message);
+            return Err(Gone);
         }
         let now = tail.read_clock();
         let offset = tail.next;
@@ -282,6 +287,8 @@ impl Partition {
         if !on {
             tail.has_read(Some(watcher));
         }
+        // Before the record is moved on: what has just been written in parts is not read as a whole then, which stalls.
+        drop(tail);
         Only::Record(record)
     }
 
@@ -369,7 +376,7 @@ impl Partition {
     }
 
     #[inline]
-    fn push(&self, tail: &mut Tail, message: Message, now: Timestamp) {
+    fn push(&self, tail: &mut Tail, message: &mut Message, now: Timestamp) {
         tail.bytes += tail.open.push(message, now);
         tail.next += 1;
         if tail.open.records.len() >= RUN_RECORDS || tail.open.bytes >= tail.run_bytes {
@@ -450,12 +457,9 @@ impl Tail {
 
     /// Closes the open run, and begins the next one.
     fn close(&mut self) {
-        // Behind a full run there will be another one, as a rule; its memory is not to grow by doubling.
-        let room = if self.open.records.len() >= RUN_RECORDS {
-            RUN_RECORDS
-        } else {
-            0
-        };
+        // Behind a run there will be another one as long, as a rule; its memory is neither to grow by doubling nor to be cut
+        // when it is closed, which took a twentieth of the time of a stream one by one.
+        let room = self.open.records.len();
         let next = Run {
             base: self.next,
             records: Vec::with_capacity(room),
@@ -497,9 +501,9 @@ impl Run {
         (self.base..self.end()).contains(&offset)
     }
 
-    /// Adds a record and returns what it weighs.
+    /// Adds a record of a message, which it takes out of its place, and returns what it weighs.
     #[inline]
-    fn push(&mut self, message: Message, now: Timestamp) -> u64 {
+    fn push(&mut self, message: &mut Message, now: Timestamp) -> u64 {
         let weight = message.weight() as u64;
         let own = message.timestamp();
         if own.is_some() || self.appended.is_some() {
@@ -509,7 +513,7 @@ impl Run {
         // Made where it is to stand, once there is room: `push` would make it on the stack and copy it, and the processor
         // stalls where it reads as a whole what was just written in parts.
         self.records
-            .extend(iter::once_with(|| Record::new(offset, stored_at, message)));
+            .extend(iter::once_with(|| Record::new(offset, stored_at, take(message))));
         self.bytes += weight;
         weight
     }

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use mq_api::{
     Error, Message, Offset, Outcome, Result,
-    driver::{self, Producer, SendBatch, SendWindow},
+    driver::{self, NotNow, Producer, SendBatch, SendWindow},
 };
 use tokio::sync::watch;
 
@@ -20,7 +20,7 @@ use crate::{
     delay,
     error::MemoryError,
     faults::{FaultState, SendFault},
-    log::Partition,
+    log::{Gone, Partition},
     topic::Topic,
     wakes::Wakes,
 };
@@ -69,15 +69,17 @@ impl Producer for MemoryProducer {
     fn store_now(
         &self,
         partition: u32,
-        message: Message,
+        message: &mut Message,
         wakes: &mut driver::Wakes,
-    ) -> Result<Option<Offset>, Message> {
-        let refused =
-            self.closed.load(Ordering::Acquire) || self.broker.faults.is_engaged() || message.due().is_some();
-        let Some(partition) = self.topic.partition(partition).filter(|_| !refused) else {
-            return Err(message);
-        };
-        partition.append_one(message, wakes).map(Some)
+    ) -> Result<Option<Offset>, NotNow> {
+        if self.closed.load(Ordering::Acquire) || self.broker.faults.is_engaged() || message.due().is_some() {
+            return Err(NotNow);
+        }
+        let partition = self.topic.partition(partition).ok_or(NotNow)?;
+        partition
+            .append_one(message, wakes)
+            .map(Some)
+            .map_err(|Gone| NotNow)
     }
 
     async fn close(&self) -> Result<()> {

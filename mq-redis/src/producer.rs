@@ -14,7 +14,9 @@ use std::{
 use async_trait::async_trait;
 use mq_api::{
     Due, Error, Message, Offset, Outcome, Result, Timestamp, TopicName,
-    driver::{self, ProducerRequest, SendBatch, SendWindow, Wakes, invalid_partition, topic_not_found},
+    driver::{
+        self, NotNow, ProducerRequest, SendBatch, SendWindow, Wakes, invalid_partition, topic_not_found,
+    },
 };
 use smallvec::SmallVec;
 use tokio::{
@@ -605,8 +607,8 @@ impl driver::Producer for RedisProducer {
         }
     }
 
-    fn store_now(&self, _: u32, message: Message, _: &mut Wakes) -> Result<Option<Offset>, Message> {
-        Err(message)
+    fn store_now(&self, _: u32, _: &mut Message, _: &mut Wakes) -> Result<Option<Offset>, NotNow> {
+        Err(NotNow)
     }
 
     async fn close(&self) -> Result<()> {

@@ -11,8 +11,8 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use mq_api::{
-    Error, Message, Result,
-    driver::{self, ProducerRequest, SendBatch, SendWindow},
+    Error, Message, Offset, Result,
+    driver::{self, NotNow, ProducerRequest, SendBatch, SendWindow},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -143,13 +143,8 @@ impl driver::Producer for RocketMqProducer {
         }
     }
 
-    fn store_now(
-        &self,
-        _: u32,
-        message: Message,
-        _: &mut driver::Wakes,
-    ) -> Result<Option<mq_api::Offset>, Message> {
-        Err(message)
+    fn store_now(&self, _: u32, _: &mut Message, _: &mut driver::Wakes) -> Result<Option<Offset>, NotNow> {
+        Err(NotNow)
     }
 
     async fn close(&self) -> Result<()> {

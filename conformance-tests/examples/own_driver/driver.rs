@@ -10,8 +10,8 @@ use mq_api::{
     Capabilities, Error, ErrorKind, GroupName, Message, Offset, PartitionDescription, Position, Result,
     Support, Timestamp, TopicDescription, TopicName, TopicSpec,
     driver::{
-        self, CommittedPosition, CommittedRequest, FetchRequest, Fetched, ProducerRequest, Record, SendBatch,
-        SendWindow, Subscription,
+        self, CommittedPosition, CommittedRequest, FetchRequest, Fetched, NotNow, ProducerRequest, Record,
+        SendBatch, SendWindow, Subscription,
     },
 };
 use tokio::{sync::watch, time::Instant};
@@ -296,8 +296,8 @@ impl driver::Producer for OwnProducer {
     }
 
     // It only saves time, and only within one process.
-    fn store_now(&self, _: u32, message: Message, _: &mut driver::Wakes) -> Result<Option<Offset>, Message> {
-        Err(message)
+    fn store_now(&self, _: u32, _: &mut Message, _: &mut driver::Wakes) -> Result<Option<Offset>, NotNow> {
+        Err(NotNow)
     }
 
     async fn close(&self) -> Result<()> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use mq_api::{
     Message, Offset, Result,
-    driver::{Producer, SendBatch, SendWindow, Wakes},
+    driver::{NotNow, Producer, SendBatch, SendWindow, Wakes},
 };
 use tokio::sync::watch;
 
@@ -37,8 +37,8 @@ impl Producer for TweakedProducer {
         self.tweak.send(&self.scope, &self.inner, batch);
     }
     // What a tweak does to sends is to concern every message.
-    fn store_now(&self, _: u32, message: Message, _: &mut Wakes) -> Result<Option<Offset>, Message> {
-        Err(message)
+    fn store_now(&self, _: u32, _: &mut Message, _: &mut Wakes) -> Result<Option<Offset>, NotNow> {
+        Err(NotNow)
     }
     async fn close(&self) -> Result<()> {
         self.tweak.close_producer(&self.scope, &*self.inner).await

@@ -26,6 +26,7 @@ pub(crate) struct Member {
 }
 
 /// The engine that a consumer runs on.
+#[derive(Clone)]
 pub(crate) enum Kind {
     Log { engine: Arc<Engine>, stored: bool },
     Queue(Arc<QueueEngine>),

@@ -1,11 +1,16 @@
 //! Taking messages, and acking them together.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use super::{Consumer, member::Kind};
 use crate::{
     Channel, Delivery, Error, ErrorKind, Moment, Result,
-    engine::{Handed, Item},
+    engine::{Core, Handed, Item, Place, Wait},
 };
 
 impl Consumer {
@@ -34,28 +39,10 @@ impl Consumer {
     /// delivery.ack()?;
     /// # Ok(()) }
     /// ```
-    pub async fn consume(&self) -> Result<Delivery> {
-        match self.kind() {
-            Kind::Log { engine, .. } => {
-                let auto_ack = self.handle.member.auto_ack;
-                let mut delivery = None;
-                if engine.expects() {
-                    engine.take_now(|core| core.take_one(auto_ack, &mut delivery));
-                }
-                loop {
-                    if let Some(delivery) = delivery {
-                        return Ok(delivery);
-                    }
-                    engine
-                        .wait(|core| core.take_one(auto_ack, &mut delivery).then_some(()))
-                        .await?;
-                }
-            }
-            Kind::Queue(engine) => loop {
-                if let Some(taken) = engine.take(1).await?.pop() {
-                    return Ok(self.deliver(taken));
-                }
-            },
+    pub fn consume(&self) -> impl Future<Output = Result<Delivery>> {
+        Consume {
+            consumer: self,
+            wait: None,
         }
     }
 
@@ -97,16 +84,15 @@ impl Consumer {
         }
         match self.kind() {
             Kind::Log { engine, .. } => {
-                let auto_ack = self.handle.member.auto_ack;
                 let mut batch = None;
                 engine.take_now(|core| {
-                    batch = core.take_many(max, auto_ack);
+                    batch = core.take_many(max);
                     batch.is_some()
                 });
                 if let Some(batch) = batch {
                     return Ok(batch);
                 }
-                engine.wait(|core| core.take_many(max, auto_ack)).await
+                engine.wait(|core| core.take_many(max)).await
             }
             Kind::Queue(engine) => Ok(engine
                 .take(max)
@@ -136,10 +122,12 @@ impl Consumer {
     pub fn try_consume(&self) -> Result<Option<Delivery>> {
         match self.kind() {
             Kind::Log { engine, .. } => {
-                let auto_ack = self.handle.member.auto_ack;
-                let mut delivery = None;
-                engine.try_take(|core| core.take_one(auto_ack, &mut delivery).then_some(()))?;
-                Ok(delivery)
+                let mut found = Poll::Pending;
+                engine.try_take(|core| core.take_one(&mut found).then_some(()))?;
+                match found {
+                    Poll::Ready(result) => result.map(Some),
+                    Poll::Pending => Ok(None),
+                }
             }
             Kind::Queue(engine) => Ok(engine.try_take(1)?.pop().map(|taken| self.deliver(taken))),
         }
@@ -282,6 +270,55 @@ impl Consumer {
             result = ack_each(deliveries, result);
         }
         result
+    }
+}
+
+/// Waits for one message. It is written by hand so that the delivery is made where the caller gets it.
+struct Consume<'a> {
+    consumer: &'a Consumer,
+    /// Once there was nothing.
+    wait: Option<Wait<'a>>,
+}
+
+impl Future for Consume<'_> {
+    type Output = Result<Delivery>;
+
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut found = Poll::Pending;
+        self.look(cx, &mut found);
+        found
+    }
+}
+
+impl Consume<'_> {
+    fn look(&mut self, cx: &mut Context<'_>, found: &mut Place) {
+        let Self { consumer, wait } = self;
+        match consumer.kind() {
+            Kind::Log { engine, .. } => {
+                let mut take = |core: &mut Core| core.take_one(found);
+                let taken = wait.is_none() && engine.expects() && engine.take_now(&mut take);
+                if !taken {
+                    let wait = wait.get_or_insert_with(|| engine.begin_wait());
+                    let waited = engine.poll_wait(cx, wait, |core| take(core).then_some(()));
+                    if let Poll::Ready(Err(error)) = waited {
+                        *found = Poll::Ready(Err(error));
+                    }
+                }
+            }
+            Kind::Queue(engine) => {
+                let wait = wait.get_or_insert_with(|| engine.begin_wait());
+                match engine.poll_take(cx, wait, 1) {
+                    Poll::Ready(Ok(mut taken)) => {
+                        if let Some(taken) = taken.pop() {
+                            *found = Poll::Ready(Ok(consumer.deliver(taken)));
+                        }
+                    }
+                    Poll::Ready(Err(error)) => *found = Poll::Ready(Err(error)),
+                    Poll::Pending => {}
+                }
+            }
+        }
     }
 }
 

@@ -83,6 +83,10 @@ impl SendWindow {
     }
 }
 
+/// Says that [`Producer::store_now`](super::Producer::store_now) has left a message where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotNow;
+
 /// Bounds what is fetched ahead of hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefetch {

@@ -7,7 +7,7 @@ mod settling;
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
-pub(crate) use self::settling::stale;
+pub(crate) use self::{handover::Place, settling::stale};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{config::EngineConfig, item::Item, partition::Partition, settle::Settle, waiters::Waiters};

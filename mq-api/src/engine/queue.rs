@@ -6,7 +6,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -17,12 +17,13 @@ use tokio::{
 };
 
 use super::{
+    Wait,
     config::EngineConfig,
     core::{Counters, DeadItem, Handed, stale},
     dead_letter::DeadLetters,
     item::{Flag, Item, Source},
     settle::{Settle, Settlement},
-    waiters::{Entry, Waiters},
+    waiters::Waiters,
 };
 use crate::{
     Error, ErrorKind, GroupName, Moment, Result, TopicName,
@@ -130,23 +131,33 @@ impl QueueEngine {
 
     /// Waits for messages; dropping the future loses none.
     pub(crate) async fn take(&self, most: usize) -> Result<Vec<(Handed, Moment)>> {
-        let mut entry = Entry::new(&self.waiters);
-        poll_fn(|cx| {
-            loop {
-                let found = match self.try_take(most) {
-                    Ok(found) if found.is_empty() => {
-                        if entry.wait(cx.waker()) {
-                            return Poll::Pending;
-                        }
-                        continue;
-                    }
-                    other => other,
-                };
-                entry.looked();
+        let mut wait = self.begin_wait();
+        poll_fn(|cx| self.poll_take(cx, &mut wait, most)).await
+    }
+
+    /// Begins a call that waits.
+    pub(crate) fn begin_wait(&self) -> Wait<'_> {
+        Wait::new(&self.waiters)
+    }
+
+    /// Does what [`take`](Self::take) does; `wait` stands for the call until it is dropped.
+    pub(crate) fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        wait: &mut Wait<'_>,
+        most: usize,
+    ) -> Poll<Result<Vec<(Handed, Moment)>>> {
+        loop {
+            let found = self.try_take(most);
+            let nothing = found.as_ref().is_ok_and(Vec::is_empty);
+            if !nothing {
+                wait.entry.looked();
                 return Poll::Ready(found);
             }
-        })
-        .await
+            if wait.entry.wait(cx.waker()) {
+                return Poll::Pending;
+            }
+        }
     }
 
     /// Takes what is here.

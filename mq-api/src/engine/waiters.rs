@@ -192,8 +192,12 @@ impl Waiters {
             return false;
         }
         let mut list = self.lock();
-        let entered = ticket.and_then(|id| list.queue.iter_mut().find(|(other, _)| *other == id));
-        if let Some((_, entered)) = entered {
+        if let Some(id) = *ticket {
+            let Some((_, entered)) = list.queue.iter_mut().find(|(other, _)| *other == id) else {
+                // It has been woken since it looked, perhaps by the waker of a task that it has left.
+                *ticket = None;
+                return false;
+            };
             entered.clone_from(waker);
         } else {
             let id = list.next;

@@ -36,6 +36,22 @@ fn a_woken_call_that_is_dropped_passes_its_wake_on() {
 }
 
 #[test]
+fn a_call_that_is_woken_while_another_task_takes_it_over_looks_again() {
+    let waiters = Waiters::default();
+    let (before, after) = (Arc::new(Count::default()), Arc::new(Count::default()));
+    let mut ticket = None;
+    assert!(waiters.enter(&mut ticket, &Waker::from(Arc::clone(&before))));
+    // The other task has looked already, and found nothing.
+    waiters.notify();
+    assert_eq!(before.0.load(Ordering::SeqCst), 1);
+    assert!(
+        !waiters.enter(&mut ticket, &Waker::from(after)),
+        "the task that was woken has nothing to do with the call any more"
+    );
+    assert!(ticket.is_none(), "it enters anew");
+}
+
+#[test]
 fn an_event_without_a_waiting_call_is_not_lost() {
     let waiters = Waiters::default();
     waiters.notify();

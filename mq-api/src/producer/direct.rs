@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::core::{Core, Target};
-use crate::{Message, Receipt, Result, driver::Wakes};
+use crate::{Message, Receipt, driver::Wakes};
 
 /// How many messages in a row go to one partition where they have no key. With 256 partitions each of them was a batch
 /// of its own to its consumer, which made it 2.4 times as dear as with one.
@@ -67,22 +67,25 @@ impl Direct {
 }
 
 impl Core {
-    /// Stores a message within the call, where the driver can and nothing is under way; else returns it. All that it
-    /// costs here is a look and a count: no lock, no slots, no batch, no deadline.
+    /// Stores a message within the call, where the driver can and nothing is under way; else leaves it in its place. All
+    /// that it costs here is a look and a count: no lock, no slots, no batch, no deadline.
     #[inline]
-    pub(super) fn store_now(&self, target: Target, message: Message) -> Result<Receipt, Message> {
+    pub(super) fn store_now(&self, target: Target, message: &mut Message) -> Option<Receipt> {
         if self.direct.closed.load(Ordering::Acquire) {
-            return Err(message);
+            return None;
         }
         let partition = match target {
             Target::Partition(partition) | Target::Chosen(partition) => partition,
             Target::Any => self.next_partition(),
         };
         let mut wakes = Wakes::new();
-        let offset = self.driver.store_now(partition, message, &mut wakes)?;
+        let offset = self.driver.store_now(partition, message, &mut wakes).ok()?;
         self.direct.count(partition);
-        wakes.wake_all();
-        Ok(Receipt::new(partition, offset))
+        // Else they would be moved from where they have just been written.
+        if !wakes.is_empty() {
+            wakes.wake_all();
+        }
+        Some(Receipt::new(partition, offset))
     }
 
     /// Chooses the partition of a message that is sent alone and has no key: a few in a row share one.

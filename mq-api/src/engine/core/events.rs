@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::super::{charge::Charge, partition::Partition};
-use super::{Core, MOST_EVENTS, Outage, Until};
+use super::{Core, MOST_EVENTS, Outage, Until, handover::Place};
 use crate::{
     Delivery, Error, ErrorKind, Offset, OnTrimmed, Position, Result,
     driver::{self, Assignment, AssignmentId, Batch, Event, Events},
@@ -30,7 +30,7 @@ impl Core {
     /// up with single sends; takes in whatever else comes. What it leaves out, the places among what is fetched and what is
     /// ready, took 330 instructions a message.
     #[inline(never)]
-    pub(super) fn take_straight(&mut self, into: &mut Option<Delivery>) -> bool {
+    pub(super) fn take_straight(&mut self, into: &mut Place) -> bool {
         if !self.waiters.take_fired() && !self.unarmed || self.terminal.is_some() {
             return false;
         }
@@ -53,7 +53,7 @@ impl Core {
     }
 
     #[inline]
-    fn hand_straight(&mut self, batch: &mut Batch, into: &mut Option<Delivery>) -> bool {
+    fn hand_straight(&mut self, batch: &mut Batch, into: &mut Place) -> bool {
         let id = batch.assignment;
         if let Some(owner) = &self.owner
             && let Some(Some(partition)) = self.partitions.get_mut(id.partition as usize)
@@ -65,7 +65,7 @@ impl Core {
             if partition.lease.as_ref().is_none_or(|lease| lease.stands_at(now)) {
                 self.came += 1;
                 self.counters.delivered += 1;
-                *into = Some(Delivery::new(partition.take_straight(batch, owner), 1, now));
+                *into = Poll::Ready(Ok(Delivery::new(partition.take_straight(batch, owner), 1, now)));
                 return true;
             }
         }

@@ -1,8 +1,14 @@
 //! Handing messages over.
 
+use std::task::Poll;
+
 use super::super::{item::Item, partition::Next};
 use super::{Core, Handed, TURN};
-use crate::{Delivery, Moment, driver::AssignmentId};
+use crate::{Delivery, Moment, Result, driver::AssignmentId};
+
+/// Where a delivery is to stand: what a call answers its caller with. Written there before the lock is given back, it is
+/// moved on without a stall of the processor, which comes where what has just been written in parts is read as a whole.
+pub(crate) type Place = Poll<Result<Delivery>>;
 
 impl Core {
     /// Reads the clock that hand-overs are stamped by.
@@ -122,9 +128,9 @@ impl Core {
     /// returned, it was copied through four calls, each time from what had just been written in smaller pieces, which
     /// stalls the processor.
     #[inline]
-    pub(crate) fn take_one(&mut self, auto_ack: bool, into: &mut Option<Delivery>) -> bool {
+    pub(crate) fn take_one(&mut self, into: &mut Place) -> bool {
         // Then what is written there drops nothing.
-        if into.is_some() {
+        if into.is_ready() {
             return true;
         }
         if !self.has_ready() {
@@ -137,14 +143,15 @@ impl Core {
         if self.take_plain(now, into) {
             return true;
         }
-        *into = self
-            .take_any(now)
-            .map(|handed| Delivery::handed(handed, now, auto_ack));
-        into.is_some()
+        let Some(handed) = self.take_any(now) else {
+            return false;
+        };
+        *into = Poll::Ready(Ok(Delivery::handed(handed, now, self.config.auto_ack)));
+        true
     }
 
     /// Takes up to `max` messages and counts their hand-over: one look at the clock and one lock a batch.
-    pub(crate) fn take_many(&mut self, max: usize, auto_ack: bool) -> Option<Vec<Delivery>> {
+    pub(crate) fn take_many(&mut self, max: usize) -> Option<Vec<Delivery>> {
         if !self.has_ready() {
             return None;
         }
@@ -155,7 +162,7 @@ impl Core {
                 continue;
             }
             match self.take_any(now) {
-                Some(handed) => batch.push(Delivery::handed(handed, now, auto_ack)),
+                Some(handed) => batch.push(Delivery::handed(handed, now, self.config.auto_ack)),
                 None => break,
             }
         }
@@ -165,7 +172,7 @@ impl Core {
     /// Takes a message that was never handed over where nothing stands before it and nothing is to be looked up, as a
     /// rule, and counts its hand-over in the same step.
     #[inline]
-    fn take_plain(&mut self, now: Moment, into: &mut Option<Delivery>) -> bool {
+    fn take_plain(&mut self, now: Moment, into: &mut Place) -> bool {
         let Some(&number) = self.ready.front() else {
             return false;
         };
@@ -181,7 +188,7 @@ impl Core {
             return false;
         };
         // Before anything else is called, so that it is not kept on the stack for the case that this panics.
-        *into = Some(Delivery::new(item, 1, now));
+        *into = Poll::Ready(Ok(Delivery::new(item, 1, now)));
         self.counters.delivered += 1;
         self.turn += 1;
         if self.turn >= TURN || !partition.has_fetched() || partition.wants_more(&self.config) {

@@ -16,7 +16,7 @@ use crate::{
     Capabilities, ClientOptions, Error, ErrorKind, Message, Mq, Offset, Outcome, Producer, ProducerBuilder,
     Result, Support, TopicDescription, TopicName, TopicSpec,
     driver::{
-        self, CommittedPosition, CommittedRequest, Events, ProducerRequest, QueueConsumer, SendBatch,
+        self, CommittedPosition, CommittedRequest, Events, NotNow, ProducerRequest, QueueConsumer, SendBatch,
         SendWindow, Subscription, Wakes,
     },
     producer::core::Core,
@@ -232,11 +232,17 @@ impl driver::Producer for Script {
     }
 
     /// Stores, where the window says so and nothing else is said about the next batch.
-    fn store_now(&self, partition: u32, message: Message, _: &mut Wakes) -> Result<Option<Offset>, Message> {
+    fn store_now(
+        &self,
+        partition: u32,
+        message: &mut Message,
+        _: &mut Wakes,
+    ) -> Result<Option<Offset>, NotNow> {
         if !lock(&self.0.plan).is_empty() {
-            return Err(message);
+            return Err(NotNow);
         }
-        let text = String::from_utf8_lossy(message.payload_or_empty()).into_owned();
+        let stored = std::mem::take(message);
+        let text = String::from_utf8_lossy(stored.payload_or_empty()).into_owned();
         lock(&self.0.stored).push((partition, text));
         Ok(Some(self.0.offset.fetch_add(1, Ordering::SeqCst)))
     }
