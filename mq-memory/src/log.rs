@@ -7,7 +7,7 @@ use mq_api::{
     driver::{self, Record, Records},
 };
 
-use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock};
+use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock, lock_patiently};
 use crate::wakes::Wakes;
 
 /// The most records of a run: what is lent, retained and dropped as a whole. No more than a consumer fetches at a time, so
@@ -19,6 +19,9 @@ const LEAST_RUN_BYTES: u64 = 4096;
 /// A reader gets copies of so few records and leaves the run open: it keeps up with the writer, and would otherwise leave a
 /// run behind with each read, which took 700 instructions more for a message sent, received and acked alone.
 const FEW: usize = 8;
+
+/// A reader whose last look found less than this is close behind the writer.
+const CLOSE: u64 = 16;
 
 /// Is told when a partition has news.
 pub(crate) trait Watch: Send + Sync {
@@ -97,6 +100,8 @@ pub(crate) struct Run {
 pub(crate) struct Cursor {
     next: Offset,
     run: Option<Arc<Run>>,
+    /// The last look found little.
+    close: bool,
 }
 
 /// What is found at a place.
@@ -228,9 +233,9 @@ impl Partition {
         }
         let mut at_end = false;
         if !cursor.run.as_ref().is_some_and(|run| run.contains(cursor.next)) {
-            let mut tail = lock(&self.tail);
+            let mut tail = cursor.lock(&self.tail);
             if let Some((records, next)) = tail.open.copy_few(cursor.next, max_messages, max_bytes) {
-                cursor.next = next;
+                cursor.pass(next);
                 let more = next < tail.next;
                 if !more {
                     tail.has_read(watcher);
@@ -256,10 +261,11 @@ impl Partition {
             return Read::Empty;
         };
         let (records, next) = run.lend(cursor.next, max_messages, max_bytes);
-        cursor.next = next;
+        let end = run.end();
+        cursor.pass(next);
         // Where this is not known to be the end, the next look takes the lock and finds it.
         let more = !at_end && (watcher.is_some() || next < self.end.load(Ordering::Acquire));
-        if next == run.end() {
+        if next == end {
             cursor.run = None;
         }
         Read::Records { records, more }
@@ -269,7 +275,7 @@ impl Partition {
     /// look again without being told of more.
     #[inline]
     fn read_only(&self, watcher: u64, cursor: &mut Cursor, on: bool) -> Only {
-        let mut tail = lock(&self.tail);
+        let mut tail = cursor.lock(&self.tail);
         if cursor.run.is_some() {
             return Only::Other;
         }
@@ -609,12 +615,33 @@ impl driver::Segment for Run {
 
 impl Cursor {
     pub(crate) fn new(next: Offset) -> Self {
-        Self { next, run: None }
+        Self {
+            next,
+            run: None,
+            close: false,
+        }
     }
 
     /// Returns the offset to read next.
     pub(crate) fn next(&self) -> Offset {
         self.next
+    }
+
+    /// Takes the writers' lock for a look.
+    #[inline]
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        if self.close {
+            lock_patiently(mutex)
+        } else {
+            lock(mutex)
+        }
+    }
+
+    /// Moves behind what a look has found.
+    #[inline]
+    fn pass(&mut self, next: Offset) {
+        self.close = next - self.next < CLOSE;
+        self.next = next;
     }
 }
 

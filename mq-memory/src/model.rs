@@ -42,6 +42,10 @@ mod sync {
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap()
     }
+
+    pub(crate) fn lock_patiently<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        lock(mutex)
+    }
 }
 
 const KEEP_ALL: Keep = Keep {
