@@ -4,10 +4,11 @@ use std::{
     collections::VecDeque,
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use futures_core::Stream;
+use tokio::task::coop;
 
 use crate::{Consumer, Delivery, Result, engine::Item, mq::BoxFuture};
 
@@ -104,6 +105,7 @@ impl Channel {
     /// # Ok(()) }
     /// ```
     pub async fn recv(&mut self) -> Result<Delivery> {
+        coop::consume_budget().await;
         loop {
             while let Some(item) = self.buffer.pop_front() {
                 if let Some(delivery) = self.consumer.hand(item)? {
@@ -196,11 +198,16 @@ impl Stream for Channel {
         if this.ended {
             return Poll::Ready(None);
         }
+        // A loop over a long backlog must let others run, as every call of Tokio's own does.
+        let budget = ready!(coop::poll_proceed(cx));
         loop {
             while let Some(item) = this.buffer.pop_front() {
                 match this.consumer.hand(item).transpose() {
                     None => {}
-                    Some(result) => return this.emit(result),
+                    Some(result) => {
+                        budget.made_progress();
+                        return this.emit(result);
+                    }
                 }
             }
             let (consumer, capacity) = (this.consumer.clone(), this.capacity);
@@ -211,6 +218,7 @@ impl Stream for Channel {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(fill) => {
                     this.next = None;
+                    budget.made_progress();
                     match fill {
                         Fill::Delivery(result) => return this.emit(result),
                         Fill::Items(Ok(mut reserved)) => this.buffer = std::mem::take(&mut reserved.items),

@@ -96,6 +96,24 @@ pub(crate) struct Run {
     appended: Option<Vec<Timestamp>>,
 }
 
+/// Says what is noted of a message before it is moved.
+struct About {
+    /// In bytes.
+    weight: u64,
+    /// The sender's own time.
+    own: Option<Timestamp>,
+}
+
+impl About {
+    #[inline]
+    fn of(message: &Message) -> Self {
+        Self {
+            weight: message.weight() as u64,
+            own: message.timestamp(),
+        }
+    }
+}
+
 /// Remembers a place in a partition and the run around it.
 pub(crate) struct Cursor {
     next: Offset,
@@ -172,8 +190,8 @@ impl Partition {
         let first = tail.next;
         let room = RUN_RECORDS.saturating_sub(tail.open.records.len());
         tail.open.records.reserve(messages.len().min(room));
-        for mut message in messages {
-            self.push(&mut tail, &mut message, now);
+        for message in messages {
+            self.push(&mut tail, About::of(&message), || message, now);
         }
         let next = tail.next;
         self.appended(tail, wakes);
@@ -194,7 +212,7 @@ impl Partition {
         }
         let now = tail.read_clock();
         let offset = tail.next;
-        self.push(&mut tail, message, now);
+        self.push(&mut tail, About::of(message), || take(message), now);
         self.appended(tail, wakes);
         Ok(offset)
     }
@@ -382,8 +400,9 @@ impl Partition {
     }
 
     #[inline]
-    fn push(&self, tail: &mut Tail, message: &mut Message, now: Timestamp) {
-        tail.bytes += tail.open.push(message, now);
+    fn push(&self, tail: &mut Tail, about: About, message: impl FnOnce() -> Message, now: Timestamp) {
+        tail.bytes += about.weight;
+        tail.open.push(about, message, now);
         tail.next += 1;
         if tail.open.records.len() >= RUN_RECORDS || tail.open.bytes >= tail.run_bytes {
             tail.close();
@@ -507,11 +526,10 @@ impl Run {
         (self.base..self.end()).contains(&offset)
     }
 
-    /// Adds a record of a message, which it takes out of its place, and returns what it weighs.
+    /// Adds a record of a message, which is moved once: to where it is to stand.
     #[inline]
-    fn push(&mut self, message: &mut Message, now: Timestamp) -> u64 {
-        let weight = message.weight() as u64;
-        let own = message.timestamp();
+    fn push(&mut self, about: About, message: impl FnOnce() -> Message, now: Timestamp) {
+        let About { weight, own } = about;
         if own.is_some() || self.appended.is_some() {
             self.note_time(now);
         }
@@ -519,9 +537,8 @@ impl Run {
         // Made where it is to stand, once there is room: `push` would make it on the stack and copy it, and the processor
         // stalls where it reads as a whole what was just written in parts.
         self.records
-            .extend(iter::once_with(|| Record::new(offset, stored_at, take(message))));
+            .extend(iter::once_with(|| Record::new(offset, stored_at, message())));
         self.bytes += weight;
-        weight
     }
 
     /// Notes when the next record is appended.

@@ -6,12 +6,17 @@
 
 use std::{
     collections::BTreeSet,
-    future::poll_fn,
+    future::{Future, poll_fn},
     pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     task::Poll,
     time::{Duration, Instant},
 };
 
+use futures_util::StreamExt;
 use mq_api::{Backoff, Consumer, Delivery, Message, Mode, Mq};
 use mq_memory::MemoryMq;
 
@@ -209,4 +214,67 @@ async fn calls_that_let_others_go_first_lose_nothing() {
     there.produce("end").await.unwrap();
     echo.await.unwrap();
     assert!(at_once(&home).await.is_none());
+}
+
+/// Counts the turns that others get while `work` runs on a thread that it shares with them.
+async fn turns_of_others(work: impl Future<Output = ()>) -> u32 {
+    let turns = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&turns);
+    let others = tokio::spawn(async move {
+        loop {
+            counter.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    tokio::time::timeout(PATIENCE, work).await.expect("the work ends");
+    others.abort();
+    turns.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn who_takes_a_long_backlog_lets_others_run() {
+    const COUNT: usize = 10_000;
+    // Tokio gives a task 128 steps a turn, and others may take some of them.
+    const LEAST: u32 = COUNT as u32 / 128 - 2;
+    let mq = Mq::from_driver(MemoryMq::new());
+    mq.create_topic("t", 1).await.unwrap();
+    let messages = (0..COUNT).map(|number| number.to_string());
+    for result in mq.producer("t").await.unwrap().produce_batch(messages).await {
+        result.unwrap();
+    }
+    let open = async |group: &str| {
+        let consumer = mq.consumer("t", group).max_unacked(COUNT + 1).await.unwrap();
+        take(&consumer).await.ack().unwrap();
+        consumer
+    };
+    let consumer = open("one").await;
+    let one_by_one = turns_of_others(async {
+        for _ in 1..COUNT {
+            consumer.consume().await.unwrap().ack().unwrap();
+        }
+    });
+    assert!(one_by_one.await >= LEAST, "consume");
+    let consumer = open("batches").await;
+    let batches = turns_of_others(async {
+        for _ in 1..COUNT {
+            consumer
+                .ack_all(consumer.consume_batch(1).await.unwrap())
+                .unwrap();
+        }
+    });
+    assert!(batches.await >= LEAST, "consume_batch");
+    let mut channel = open("channel").await.channel(COUNT).unwrap();
+    let received = turns_of_others(async {
+        for _ in 1..COUNT {
+            channel.recv().await.unwrap().ack().unwrap();
+        }
+    });
+    assert!(received.await >= LEAST, "recv");
+    let mut stream = open("stream").await.channel(COUNT).unwrap();
+    let streamed = turns_of_others(async {
+        for _ in 1..COUNT {
+            stream.next().await.unwrap().unwrap().ack().unwrap();
+        }
+    });
+    assert!(streamed.await >= LEAST, "the stream");
 }

@@ -7,6 +7,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use tokio::task::coop;
+
 use super::{Consumer, member::Kind};
 use crate::{
     Channel, Delivery, Error, ErrorKind, Moment, Result,
@@ -82,6 +84,7 @@ impl Consumer {
                 "a batch of 0 messages: the least is 1",
             ));
         }
+        coop::consume_budget().await;
         match self.kind() {
             Kind::Log { engine, .. } => {
                 let mut batch = None;
@@ -293,6 +296,10 @@ impl Future for Consume<'_> {
 
 impl Consume<'_> {
     fn look(&mut self, cx: &mut Context<'_>, found: &mut Place) {
+        // A loop over a long backlog must let others run, as every call of Tokio's own does.
+        let Poll::Ready(budget) = coop::poll_proceed(cx) else {
+            return;
+        };
         let Self { consumer, wait } = self;
         match consumer.kind() {
             Kind::Log { engine, .. } => {
@@ -318,6 +325,9 @@ impl Consume<'_> {
                     Poll::Pending => {}
                 }
             }
+        }
+        if found.is_ready() {
+            budget.made_progress();
         }
     }
 }
