@@ -273,6 +273,10 @@ impl Delivery {
 
     /// Returns when it was handed over, by the clock that leases are measured by.
     ///
+    /// It is exact where the partition is held by a lease. Elsewhere what came together may be stamped alike, and on memory
+    /// whatever one consumer hands over within one tick of the system's clock, 1 to 10 ms: as the first of it was, but never
+    /// earlier than what [`Clock::now`](crate::Clock::now) told in this process before the message was sent.
+    ///
     /// ```
     /// # use mq_api::{Message, Mq};
     /// # use mq_memory::MemoryMq;

@@ -15,6 +15,7 @@ mod lanes;
 mod model;
 mod partition;
 mod queue;
+mod seat;
 mod settle;
 mod sync;
 mod task;

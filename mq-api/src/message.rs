@@ -31,7 +31,7 @@ const HEADER_OVERHEAD: usize = 8;
 /// assert_eq!(message.payload().map(|p| &p[..]), Some(&b"paid"[..]));
 /// assert_eq!(message.key().map(|k| &k[..]), Some(&b"user-7"[..]));
 /// ```
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Default, PartialEq, Eq)]
 pub struct Message {
     payload: Option<Bytes>,
     key: Option<Bytes>,
@@ -54,6 +54,19 @@ pub enum Due {
     After(Duration),
     /// At this time by the backend's clock; each driver's page says which clock that is.
     At(Timestamp),
+}
+
+impl Clone for Message {
+    /// Shares the bytes.
+    // Inlined, each part is made where it is to stand; moved there as a whole, it stalled the processor.
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        Self {
+            payload: self.payload.clone(),
+            key: self.key.clone(),
+            extra: self.extra.clone(),
+        }
+    }
 }
 
 impl Message {

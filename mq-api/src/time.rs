@@ -300,12 +300,33 @@ impl Clock {
     /// ```
     #[must_use]
     pub fn now(&self) -> Moment {
+        let now = self.read();
+        if self.manual.is_none() && READ.load(Ordering::Relaxed) < now.0 {
+            READ.fetch_max(now.0, Ordering::AcqRel);
+        }
+        now
+    }
+
+    /// Reads the clock for a decision, of which nobody is told.
+    pub(crate) fn read(&self) -> Moment {
         Moment(match &self.manual {
             None => system_nanos(),
             Some(manual) => manual.load(Ordering::SeqCst),
         })
     }
+
+    /// Returns the last time that [`now`](Self::now) has told anybody in this process, by the machine's clock: what is
+    /// stamped with it is not earlier than what led to it. A manual clock is read.
+    pub(crate) fn told(&self) -> Moment {
+        match &self.manual {
+            None => Moment(READ.load(Ordering::Acquire)),
+            Some(_) => self.read(),
+        }
+    }
 }
+
+/// The last time that [`Clock::now`] has told of the machine's clock, of which there is one.
+static READ: AtomicU64 = AtomicU64::new(0);
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn system_nanos() -> u64 {
@@ -376,7 +397,7 @@ impl Lease {
     /// assert!(!lease.renew(clock.now() + Duration::from_secs(20)));
     /// ```
     pub fn renew(&self, until: Moment) -> bool {
-        let now = self.clock.now().as_nanos();
+        let now = self.clock.read().as_nanos();
         let renewed = self
             .until
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |end| {
@@ -388,7 +409,7 @@ impl Lease {
             });
         let Ok(end) = renewed else { return false };
         // This thread may have been held up in between: whoever looked meanwhile has seen the lease end.
-        if self.clock.now().as_nanos() < end {
+        if self.clock.read().as_nanos() < end {
             return true;
         }
         self.revoke();

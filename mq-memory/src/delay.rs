@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mq_api::{Due, Message, Result, Timestamp};
+use mq_api::{Clock, Due, Message, Result, Timestamp};
 
 use crate::{broker::Broker, error::MemoryError, log::Partition, timer::Timer, topic::Topic, wakes::Wakes};
 
@@ -67,6 +67,8 @@ impl Held {
             return;
         }
         if let Some(partition) = self.partition.upgrade() {
+            // No hand-over of it is stamped earlier than what the clock has told, and so none before it was due.
+            let _ = Clock::system().now();
             let wakes = &mut Wakes::default();
             // An error says that the topic is gone, and the message with it.
             let _ = partition.append(std::iter::once(self.message), wakes);

@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use mq_api::{Backoff, Consumer, Delivery, Message, Mode, Mq};
+use mq_api::{Backoff, Clock, Consumer, Delivery, Message, Mode, Mq};
 use mq_memory::MemoryMq;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -277,4 +277,73 @@ async fn who_takes_a_long_backlog_lets_others_run() {
         }
     });
     assert!(streamed.await >= LEAST, "the stream");
+}
+
+#[tokio::test]
+async fn a_hand_over_is_stamped_between_the_readings_around_it() {
+    let mq = Mq::from_driver(MemoryMq::new());
+    let clock = Clock::system();
+    for topic in ["there", "back"] {
+        mq.create_topic(topic, 1).await.unwrap();
+    }
+    let (there, back) = (
+        mq.producer("there").await.unwrap(),
+        mq.producer("back").await.unwrap(),
+    );
+    let (at, home) = (
+        mq.consumer("there", "g").await.unwrap(),
+        mq.consumer("back", "g").await.unwrap(),
+    );
+    // Many of them within each tick of the system's clock.
+    for round in 0..2000 {
+        let before = clock.now();
+        there.produce("m").await.unwrap();
+        let first = take(&at).await;
+        back.produce("m").await.unwrap();
+        let second = take(&home).await;
+        let stamps = [
+            before,
+            first.handed_over_at(),
+            second.handed_over_at(),
+            clock.now(),
+        ];
+        assert!(stamps.is_sorted(), "round {round}: {stamps:?}");
+        first.ack().unwrap();
+        second.ack().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_message_among_others_is_not_stamped_before_it_was_due() {
+    const DELAY: Duration = Duration::from_millis(5);
+    let mq = Mq::from_driver(MemoryMq::new());
+    let clock = Clock::system();
+    mq.create_topic("t", 1).await.unwrap();
+    let producer = mq.producer("t").await.unwrap();
+    let consumer = mq.consumer("t", "g").await.unwrap();
+    for _ in 0..20 {
+        let due = clock.now() + DELAY;
+        producer
+            .produce(Message::new("late").with_delay(DELAY))
+            .await
+            .unwrap();
+        let mut is_waited_for = true;
+        while is_waited_for {
+            producer.produce("now").await.unwrap();
+            let mut came = Some(take(&consumer).await);
+            let begun = Instant::now();
+            // Looks that find it alone, soon after the clock was read for another message.
+            while came.is_some() || begun.elapsed() < Duration::from_micros(200) {
+                if let Some(delivery) = came {
+                    let stamp = delivery.handed_over_at();
+                    if text(&delivery) == "late" {
+                        assert!(stamp >= due, "{stamp:?} is before {due:?}");
+                        is_waited_for = false;
+                    }
+                    delivery.ack().unwrap();
+                }
+                came = consumer.try_consume().unwrap();
+            }
+        }
+    }
 }

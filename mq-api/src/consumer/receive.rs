@@ -296,26 +296,36 @@ impl Future for Consume<'_> {
 
 impl Consume<'_> {
     fn look(&mut self, cx: &mut Context<'_>, found: &mut Place) {
-        // A loop over a long backlog must let others run, as every call of Tokio's own does.
-        let Poll::Ready(budget) = coop::poll_proceed(cx) else {
-            return;
-        };
         let Self { consumer, wait } = self;
         match consumer.kind() {
             Kind::Log { engine, .. } => {
                 let mut take = |core: &mut Core| core.take_one(found);
-                let taken = wait.is_none() && engine.expects() && engine.take_now(&mut take);
-                if !taken {
-                    let wait = wait.get_or_insert_with(|| engine.begin_wait());
-                    let waited = engine.poll_wait(cx, wait, |core| take(core).then_some(()));
-                    if let Poll::Ready(Err(error)) = waited {
-                        *found = Poll::Ready(Err(error));
+                if wait.is_none() && engine.expects() {
+                    // A loop over a long backlog must let others run, as every call of Tokio's own does. One that has to
+                    // wait, as a rule, does so by waiting.
+                    let Poll::Ready(budget) = coop::poll_proceed(cx) else {
+                        return;
+                    };
+                    if engine.take_now(&mut take) {
+                        return budget.made_progress();
                     }
+                }
+                let wait = wait.get_or_insert_with(|| engine.begin_wait());
+                let waited = engine.poll_wait(cx, wait, |core| take(core).then_some(()));
+                if let Poll::Ready(Err(error)) = waited {
+                    *found = Poll::Ready(Err(error));
                 }
             }
             Kind::Queue(engine) => {
+                let Poll::Ready(budget) = coop::poll_proceed(cx) else {
+                    return;
+                };
                 let wait = wait.get_or_insert_with(|| engine.begin_wait());
-                match engine.poll_take(cx, wait, 1) {
+                let taken = engine.poll_take(cx, wait, 1);
+                if taken.is_ready() {
+                    budget.made_progress();
+                }
+                match taken {
                     Poll::Ready(Ok(mut taken)) => {
                         if let Some(taken) = taken.pop() {
                             *found = Poll::Ready(Ok(consumer.deliver(taken)));
@@ -325,9 +335,6 @@ impl Consume<'_> {
                     Poll::Pending => {}
                 }
             }
-        }
-        if found.is_ready() {
-            budget.made_progress();
         }
     }
 }

@@ -134,8 +134,11 @@ impl Records {
     /// ```
     #[must_use]
     pub fn weight(&self) -> usize {
-        self.weight
-            .unwrap_or_else(|| self.iter().map(|record| record.message.weight()).sum())
+        match (self.weight, &self.held) {
+            (Some(weight), _) => weight,
+            (None, Held::One(record)) => record.message.weight(),
+            (None, Held::Segment(_)) => self.iter().map(|record| record.message.weight()).sum(),
+        }
     }
 
     /// Counts the records.
@@ -202,6 +205,12 @@ impl Records {
         self.range.start
     }
 
+    /// Tells whether it is one record by itself, as drivers within the process hand over what comes alone.
+    #[inline]
+    pub(crate) fn is_one(&self) -> bool {
+        matches!(self.held, Held::One(_))
+    }
+
     #[inline]
     pub(crate) fn held_mut(&mut self) -> &mut Held {
         &mut self.held
@@ -218,9 +227,9 @@ impl From<Record> for Records {
     #[inline]
     fn from(record: Record) -> Self {
         Self {
-            weight: Some(record.message.weight()),
             held: Held::One(record),
             range: 0..1,
+            weight: None,
         }
     }
 }

@@ -20,10 +20,14 @@ use super::window::AckWindow;
 #[path = "waiters.rs"]
 mod waiters;
 
+#[allow(clippy::duplicate_mod, reason = "the model checks it with its own primitives")]
+#[path = "seat.rs"]
+mod seat;
+
 mod sync {
     pub(crate) use shuttle::sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     };
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -6,7 +6,10 @@ use std::{
     task::{Wake, Waker},
 };
 
-use super::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Notify, Ordering, lock};
+use super::{
+    seat::Seat,
+    sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Notify, Ordering, lock},
+};
 
 /// Wakes one waiting call for each event, or the engine's task where no call waits.
 ///
@@ -14,15 +17,18 @@ use super::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Notify, Ordering, 
 /// task switch a message. Where nobody waits, the event is noted; the engine's task looks at notes on a coarse tick
 /// while there are any, so that a busy consumer is not charged a wake of the task for each message.
 ///
-/// Who notes writes `noted`, then reads `waiting`; who waits writes `waiting`, then reads `noted`; all of it is
+/// Who notes writes `noted`, then reads who waits; who waits sits down or enters the list, then reads `noted`; all of it is
 /// sequentially consistent, so that one of the two sees the other. That takes the lock out of the way of a busy consumer:
 /// two loads a message instead of two locks.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     /// The driver has woken its waker since its events were last taken in: they must be taken in before anybody waits.
     fired: AtomicBool,
+    /// Who waits where no other call does.
+    seat: Seat,
+    /// Who waits beside that, or instead. Whoever sits has waited longer.
     list: Mutex<List>,
-    /// How many calls wait; written under the lock.
+    /// How many calls wait in the list; written under the lock.
     waiting: AtomicUsize,
     /// Something has happened that a call must look at before it waits.
     noted: AtomicBool,
@@ -85,7 +91,7 @@ impl Waiters {
     /// Tells whether any call waits.
     #[inline]
     pub(crate) fn has_waiting(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0
+        self.seat.is_taken() || self.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// Says that a look begins, which sees all that was noted so far; under the lock that [`nudge`](Self::nudge) speaks of.
@@ -124,14 +130,27 @@ impl Waiters {
     }
 
     /// Wakes the call that has waited longest; `false` where none waits any more.
+    #[inline]
     fn wake_waiting(&self) -> bool {
+        match self.seat.clear() {
+            Some(waker) => {
+                // Who is woken looks at everything that was noted so far.
+                self.begin_look();
+                waker.wake_by_ref();
+                true
+            }
+            None => self.wake_listed(),
+        }
+    }
+
+    /// Wakes the call that has waited longest in the list.
+    fn wake_listed(&self) -> bool {
         let mut list = self.lock();
         let Some((_, waker)) = list.queue.pop_front() else {
             return false;
         };
         // Who enters writes after this, under the lock.
         self.waiting.store(list.queue.len(), Ordering::Release);
-        // Who is woken looks at everything that was noted so far.
         self.begin_look();
         drop(list);
         waker.wake();
@@ -146,6 +165,9 @@ impl Waiters {
             self.waiting.store(0, Ordering::SeqCst);
             std::mem::take(&mut list.queue)
         };
+        if let Some(waker) = self.seat.clear() {
+            waker.wake_by_ref();
+        }
         for (_, waker) in all {
             waker.wake();
         }
@@ -187,27 +209,62 @@ impl Waiters {
 
     /// Enters a call, or renews its waker. Returns `false`, and enters nothing, where an event was noted meanwhile: the
     /// call must look again.
-    pub(crate) fn enter(&self, ticket: &mut Option<u64>, waker: &Waker) -> bool {
-        if self.noted.load(Ordering::SeqCst) && self.noted.swap(false, Ordering::SeqCst) {
+    #[inline]
+    pub(crate) fn enter(&self, ticket: &mut Option<Ticket>, waker: &Waker) -> bool {
+        if self.take_note() {
             return false;
         }
+        if let Some(Ticket::Seat(id)) = *ticket
+            && !(self.seat.is_held(id) && self.seat.is_for(waker))
+        {
+            *ticket = None;
+            // A wake of another task, where it waited before, is not to be lost.
+            if !self.seat.leave(id) && !self.seat.is_for(waker) {
+                return false;
+            }
+        }
+        // Who waits in the list goes first.
+        if ticket.is_none() && self.waiting.load(Ordering::SeqCst) == 0 {
+            *ticket = self.seat.take(waker).map(Ticket::Seat);
+        }
+        let Some(Ticket::Seat(id)) = *ticket else {
+            return self.enter_list(ticket, waker);
+        };
+        if self.take_note() {
+            // Where the call has just been woken as well, it looks now.
+            self.seat.leave(id);
+            *ticket = None;
+            return false;
+        }
+        true
+    }
+
+    /// Tells whether something was noted, and takes that as said.
+    #[inline]
+    fn take_note(&self) -> bool {
+        self.noted.load(Ordering::SeqCst) && self.noted.swap(false, Ordering::SeqCst)
+    }
+
+    fn enter_list(&self, ticket: &mut Option<Ticket>, waker: &Waker) -> bool {
         let mut list = self.lock();
-        if let Some(id) = *ticket {
-            let Some((_, entered)) = list.queue.iter_mut().find(|(other, _)| *other == id) else {
-                // It has been woken since it looked, perhaps by the waker of a task that it has left.
+        let id = if let Some(Ticket::Listed(id)) = *ticket {
+            let Some((_, known)) = list.queue.iter_mut().find(|(other, _)| *other == id) else {
+                // It has been woken, perhaps by a waker that it no longer has.
                 *ticket = None;
                 return false;
             };
-            entered.clone_from(waker);
+            known.clone_from(waker);
+            id
         } else {
             let id = list.next;
             list.next += 1;
             list.queue.push_back((id, waker.clone()));
-            *ticket = Some(id);
-        }
+            *ticket = Some(Ticket::Listed(id));
+            id
+        };
         self.waiting.store(list.queue.len(), Ordering::SeqCst);
-        if self.noted.load(Ordering::SeqCst) && self.noted.swap(false, Ordering::SeqCst) {
-            list.queue.retain(|(other, _)| Some(*other) != *ticket);
+        if self.take_note() {
+            list.queue.retain(|(other, _)| *other != id);
             self.waiting.store(list.queue.len(), Ordering::SeqCst);
             *ticket = None;
             return false;
@@ -216,27 +273,40 @@ impl Waiters {
     }
 
     /// Takes a call out. One that had been woken and is dropped before it looked passes its wake on.
-    pub(crate) fn leave(&self, ticket: u64, looked: bool) {
-        // Nobody has waited since this call entered, so it was taken out when it was woken.
-        if looked && self.waiting.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let mut list = self.lock();
-        let before = list.queue.len();
-        list.queue.retain(|(id, _)| *id != ticket);
-        let was_woken = before == list.queue.len();
-        self.waiting.store(list.queue.len(), Ordering::SeqCst);
-        drop(list);
+    #[inline]
+    pub(crate) fn leave(&self, ticket: Ticket, looked: bool) {
+        let was_woken = match ticket {
+            Ticket::Seat(id) => !self.seat.leave(id),
+            // Nobody has waited since this call entered, so it was taken out when it was woken.
+            Ticket::Listed(_) if looked && self.waiting.load(Ordering::SeqCst) == 0 => return,
+            Ticket::Listed(id) => self.leave_list(id),
+        };
         if was_woken && !looked {
             self.notify();
         }
     }
+
+    /// Takes a call out of the list; tells whether it had been woken.
+    fn leave_list(&self, ticket: u64) -> bool {
+        let mut list = self.lock();
+        let before = list.queue.len();
+        list.queue.retain(|(id, _)| *id != ticket);
+        self.waiting.store(list.queue.len(), Ordering::SeqCst);
+        before == list.queue.len()
+    }
+}
+
+/// Says where a call waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ticket {
+    Seat(u64),
+    Listed(u64),
 }
 
 /// Stands for one waiting call: takes it out when it ends, and passes its wake on where it did not use it.
 pub(crate) struct Entry<'a> {
     waiters: &'a Waiters,
-    ticket: Option<u64>,
+    ticket: Option<Ticket>,
     looked: bool,
     /// The call has let other tasks go first.
     pub(super) gave_turn: bool,
@@ -253,6 +323,7 @@ impl<'a> Entry<'a> {
     }
 
     /// Enters the call; `false` where it must look again first.
+    #[inline]
     pub(crate) fn wait(&mut self, waker: &Waker) -> bool {
         self.waiters.enter(&mut self.ticket, waker)
     }

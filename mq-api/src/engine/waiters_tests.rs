@@ -52,6 +52,48 @@ fn a_call_that_is_woken_while_another_task_takes_it_over_looks_again() {
 }
 
 #[test]
+fn a_call_of_another_task_waits_behind_who_sits_and_each_is_woken_once() {
+    let waiters = Waiters::default();
+    let counts: Vec<Arc<Count>> = (0..3).map(|_| Arc::default()).collect();
+    let woken = || -> Vec<usize> {
+        counts
+            .iter()
+            .map(|count| count.0.load(Ordering::SeqCst))
+            .collect()
+    };
+    let mut tickets = [None, None, None];
+    for (ticket, count) in tickets.iter_mut().zip(&counts) {
+        assert!(waiters.enter(ticket, &Waker::from(Arc::clone(count))));
+    }
+    for expected in [[1, 0, 0], [1, 1, 0], [1, 1, 1]] {
+        waiters.notify();
+        assert_eq!(woken(), expected);
+    }
+    assert!(!waiters.has_waiting());
+    // Who is done leaves, and takes nothing with it.
+    for ticket in tickets.into_iter().flatten() {
+        waiters.leave(ticket, true);
+    }
+    waiters.notify();
+    assert_eq!(woken(), [1, 1, 1]);
+}
+
+#[test]
+fn who_sits_moves_to_the_list_with_another_task() {
+    let waiters = Waiters::default();
+    let (before, after) = (Arc::new(Count::default()), Arc::new(Count::default()));
+    let mut ticket = None;
+    assert!(waiters.enter(&mut ticket, &Waker::from(Arc::clone(&before))));
+    assert!(waiters.enter(&mut ticket, &Waker::from(Arc::clone(&after))));
+    waiters.notify();
+    assert_eq!(
+        (before.0.load(Ordering::SeqCst), after.0.load(Ordering::SeqCst)),
+        (0, 1)
+    );
+    assert!(!waiters.has_waiting());
+}
+
+#[test]
 fn an_event_without_a_waiting_call_is_not_lost() {
     let waiters = Waiters::default();
     waiters.notify();

@@ -55,19 +55,21 @@ impl Core {
     #[inline]
     fn hand_straight(&mut self, batch: &mut Batch, into: &mut Place) -> bool {
         let id = batch.assignment;
+        let now = if batch.records.is_one() {
+            self.now_alone()
+        } else {
+            self.news = true;
+            self.now()
+        };
         if let Some(owner) = &self.owner
             && let Some(Some(partition)) = self.partitions.get_mut(id.partition as usize)
             && partition.goes_straight(batch, &self.config)
+            && partition.lease.as_ref().is_none_or(|lease| lease.stands_at(now))
         {
-            let now = self.config.clock.now();
-            // Later readings are not to be older than this one.
-            self.news = true;
-            if partition.lease.as_ref().is_none_or(|lease| lease.stands_at(now)) {
-                self.came += 1;
-                self.counters.delivered += 1;
-                *into = Poll::Ready(Ok(Delivery::new(partition.take_straight(batch, owner), 1, now)));
-                return true;
-            }
+            self.came += 1;
+            self.counters.delivered += 1;
+            *into = Poll::Ready(Ok(Delivery::new(partition.take_straight(batch, owner), 1, now)));
+            return true;
         }
         false
     }

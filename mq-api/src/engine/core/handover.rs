@@ -4,7 +4,7 @@ use std::task::Poll;
 
 use super::super::{item::Item, partition::Next};
 use super::{Core, Handed, TURN};
-use crate::{Delivery, Moment, Result, driver::AssignmentId};
+use crate::{Delivery, Moment, Result, driver::AssignmentId, time::Tick};
 
 /// Where a delivery is to stand: what a call answers its caller with. Written there before the lock is given back, it is
 /// moved on without a stall of the processor, which comes where what has just been written in parts is read as a whole.
@@ -26,10 +26,36 @@ impl Core {
         {
             return stamp;
         }
+        self.read_exactly(tick)
+    }
+
+    fn read_exactly(&mut self, tick: Option<Tick>) -> Moment {
         let now = self.config.clock.now();
         self.news = false;
         self.stamp = tick.map(|tick| (tick, now));
         now
+    }
+
+    /// Reads the clock for a message that has come alone, within this process.
+    ///
+    /// Without a lease, one exact reading holds here until the clock ticks, also for what came after it, as long as nobody in
+    /// this process has been told a later time: so it is earlier than the hand-over by a tick at most, and never earlier than
+    /// a reading that somebody made before he sent the message. An exact one for each message took a sixth of the time of a
+    /// message there and back.
+    #[inline]
+    pub(super) fn now_alone(&mut self) -> Moment {
+        if self.leases {
+            return self.config.clock.now();
+        }
+        let tick = self.config.clock.tick();
+        match &mut self.stamp {
+            Some((read, stamp)) if Some(*read) == tick => {
+                // Later hand-overs are not to be stamped earlier.
+                *stamp = self.config.clock.told().max(*stamp);
+                *stamp
+            }
+            _ => self.read_exactly(tick),
+        }
     }
 
     /// Guesses how many messages can be taken now, for the size of an allocation.

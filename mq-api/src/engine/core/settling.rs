@@ -23,7 +23,7 @@ impl Core {
         if !partition.done(item) {
             return self.refuse(item);
         }
-        if !partition.in_ready {
+        if !partition.in_ready && partition.may_have() {
             self.make_ready(item.source.assignment.partition);
         }
         self.counters.acked += 1;
@@ -75,7 +75,7 @@ impl Core {
         }
         // A clock is read only where somebody else may have the partition without a word from the driver yet.
         if let Some(lease) = &partition.lease
-            && !lease.stands_at(self.config.clock.now())
+            && !lease.stands_at(self.config.clock.read())
         {
             self.lose(id, "its lease has run out");
             return None;
@@ -126,7 +126,7 @@ impl Core {
         let over = valid
             .as_ref()
             .and_then(|partition| partition.lease.as_ref())
-            .is_some_and(|lease| !lease.stands_at(self.config.clock.now()));
+            .is_some_and(|lease| !lease.stands_at(self.config.clock.read()));
         let Some(partition) = valid.filter(|_| !over) else {
             if over {
                 self.lose(id, "its lease has run out");
