@@ -54,7 +54,15 @@ impl Core {
 
     #[inline]
     fn hand_straight(&mut self, batch: &mut Batch, into: &mut Place) -> bool {
-        let id = batch.assignment;
+        let number = batch.assignment.partition as usize;
+        let goes = match self.partitions.get(number) {
+            Some(Some(partition)) => partition.goes_straight(batch, &self.config),
+            _ => false,
+        };
+        if !goes {
+            return false;
+        }
+        // Not before: for what goes the other way, the clock is read when that is handed over.
         let now = if batch.records.is_one() {
             self.now_alone()
         } else {
@@ -62,8 +70,7 @@ impl Core {
             self.now()
         };
         if let Some(owner) = &self.owner
-            && let Some(Some(partition)) = self.partitions.get_mut(id.partition as usize)
-            && partition.goes_straight(batch, &self.config)
+            && let Some(Some(partition)) = self.partitions.get_mut(number)
             && partition.lease.as_ref().is_none_or(|lease| lease.stands_at(now))
         {
             self.came += 1;
