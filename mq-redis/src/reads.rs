@@ -4,7 +4,7 @@
 //! seek, a resume, a close), the control connection wakes it with `CLIENT UNBLOCK`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 
 use mq_api::{Error, ErrorKind, Result};
 use redis::Cmd;
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 use crate::{
     error,
@@ -33,6 +33,12 @@ const REPLY_BUDGET: usize = 16 * 1024 * 1024;
 const FIRST_GUESS: usize = 16 * 1024;
 /// The most entries of one stream in one read.
 const MOST_ENTRIES: usize = 1000;
+/// From how many streams with nothing new on they are not asked for in each read of one that is behind.
+const MANY_STREAMS: usize = 16;
+/// How long the streams with nothing new are left alone while others are behind, for each of them and in all: asking for
+/// them stays a small part of the work.
+const LEFT_ALONE: Duration = Duration::from_micros(20);
+const LEFT_ALONE_MOST: Duration = Duration::from_millis(5);
 
 /// Takes what was read for one slot.
 pub(crate) trait Sink: Send + Sync {
@@ -66,6 +72,10 @@ struct State {
     /// Whether what is being waited for is no longer what should be.
     stale: bool,
     unwakeable: bool,
+    /// When every stream was last asked for.
+    asked_all: Option<Instant>,
+    /// When there was last no more room for a stream that is behind.
+    filled: Option<Instant>,
     task: Option<AbortHandle>,
     closed: bool,
 }
@@ -79,8 +89,8 @@ struct SlotState {
     most: usize,
     /// The largest entry of late, in bytes.
     guess: usize,
-    /// Whether the last read brought nothing for it.
-    quiet: bool,
+    /// Whether the last read brought as much of it as was asked for, or none was made yet.
+    behind: bool,
     sink: Arc<dyn Sink>,
 }
 
@@ -136,7 +146,7 @@ impl Reads {
                 full: spec.waits,
                 most: spec.most.clamp(1, MOST_ENTRIES),
                 guess: FIRST_GUESS,
-                quiet: false,
+                behind: true,
                 sink: spec.sink,
             },
         );
@@ -188,7 +198,7 @@ impl Slot {
             slot.after = after;
             slot.token = token;
             slot.full = false;
-            slot.quiet = false;
+            slot.behind = true;
             !slot.paused
         });
     }
@@ -231,6 +241,8 @@ impl Inner {
 /// One `XREAD`: a stream at most once.
 struct Plan {
     cmd: Cmd,
+    /// How many entries of each stream are asked for.
+    count: usize,
     streams: HashMap<Arc<str>, Vec<(u64, u64)>>,
 }
 
@@ -251,6 +263,7 @@ impl Plan {
         }
         Self {
             cmd,
+            count,
             streams: layer.into_iter().map(|(key, (_, slots))| (key, slots)).collect(),
         }
     }
@@ -259,12 +272,14 @@ impl Plan {
 /// What the slots of one read may bring.
 #[derive(Default)]
 struct Load {
+    slots: usize,
     most: Option<usize>,
     weight: usize,
 }
 
 impl Load {
     fn add(&mut self, slot: &SlotState) {
+        self.slots += 1;
         self.most = Some(self.most.map_or(slot.most, |most| most.min(slot.most)));
         self.weight += slot.guess;
     }
@@ -279,7 +294,10 @@ impl Load {
 /// What to read next.
 enum Next {
     Nothing,
-    /// Slots of one stream stand at different places: each place is asked for by itself, without waiting.
+    /// For so long, or until something changes: who was filled a moment ago is about to have room again.
+    Rest(Duration),
+    /// Slots of one stream stand at different places, or some streams are behind and many are not: each read by itself,
+    /// without waiting.
     Catch(Vec<Plan>),
     Wait(Plan, Duration),
 }
@@ -287,17 +305,10 @@ enum Next {
 /// Streams, each with one place to read from and the slots, with their tokens, that want it.
 type Layer = BTreeMap<Arc<str>, (EntryId, Vec<(u64, u64)>)>;
 
-fn plan(state: &mut State, caught_up: bool) -> Next {
-    state.stale = false;
+/// Puts slots into as few reads as there are places in one stream.
+fn layers<'a>(slots: impl Iterator<Item = (&'a u64, &'a SlotState)>, caught_up: bool) -> Vec<Layer> {
     let mut layers: Vec<Layer> = Vec::new();
-    let (mut all, mut busy) = (Load::default(), Load::default());
-    let mut busy_keys = BTreeSet::new();
-    for (id, slot) in state.slots.iter().filter(|(_, slot)| slot.is_eligible()) {
-        all.add(slot);
-        if !slot.quiet {
-            busy.add(slot);
-            busy_keys.insert(Arc::clone(&slot.key));
-        }
+    for (id, slot) in slots {
         let mut level = 0;
         loop {
             if layers.len() == level {
@@ -320,27 +331,52 @@ fn plan(state: &mut State, caught_up: bool) -> Next {
             }
         }
     }
-    if layers.len() == 1
-        && busy.weight > 0
-        && busy.count() > all.count()
-        && let Some(mut quiet) = layers.pop()
-    {
-        // A hundred quiet streams of which nothing is known would make the reads of the one that is busy ten
-        // entries small: it is read by itself, and the quiet ones, without waiting, beside it.
-        let mut loud = std::mem::take(&mut quiet);
-        loud.retain(|key, place| {
-            let stays = busy_keys.contains(key);
-            if !stays {
-                quiet.insert(Arc::clone(key), std::mem::replace(place, (place.0, Vec::new())));
-            }
-            stays
-        });
-        let mut plans = vec![Plan::new(loud, busy.count(), None)];
-        if !quiet.is_empty() {
-            plans.push(Plan::new(quiet, all.count(), None));
+    layers
+}
+
+fn plan(state: &mut State, caught_up: bool, now: Instant) -> Next {
+    state.stale = false;
+    let (mut all, mut behind) = (Load::default(), Load::default());
+    for slot in state.slots.values().filter(|slot| slot.is_eligible()) {
+        all.add(slot);
+        if slot.behind {
+            behind.add(slot);
+        }
+    }
+    let quiet = all.slots - behind.slots;
+    let alone = LEFT_ALONE_MOST.min(LEFT_ALONE * u32::try_from(quiet).unwrap_or(u32::MAX));
+    let eligible = |wanted: bool| {
+        state
+            .slots
+            .iter()
+            .filter(move |(_, slot)| slot.is_eligible() && slot.behind == wanted)
+    };
+    if behind.slots > 0 && (quiet >= MANY_STREAMS || behind.count() > all.count()) {
+        // A hundred quiet streams of which nothing is known would make the reads of the one that is behind ten
+        // entries small, and asking for them takes as long as its entries: it is read by itself, and the quiet ones,
+        // without waiting, beside it now and then.
+        let read = |layer, load: &Load| Plan::new(layer, load.count(), None);
+        let loud = layers(eligible(true), caught_up);
+        let mut plans: Vec<Plan> = loud.into_iter().map(|layer| read(layer, &behind)).collect();
+        if quiet > 0 && state.asked_all.is_none_or(|at| now - at >= alone) {
+            let quiet = layers(eligible(false), caught_up);
+            plans.extend(quiet.into_iter().map(|layer| read(layer, &all)));
+            state.asked_all = Some(now);
         }
         return Next::Catch(plans);
     }
+    if quiet >= MANY_STREAMS
+        && let Some(filled) = state.filled
+        && now - filled < alone
+    {
+        // A waiting read of them all would have to be woken as soon as it began.
+        return Next::Rest(alone - (now - filled));
+    }
+    state.asked_all = Some(now);
+    let layers = layers(
+        state.slots.iter().filter(|(_, slot)| slot.is_eligible()),
+        caught_up,
+    );
     let wait = if state.unwakeable { BLOCK_UNWAKEABLE } else { BLOCK };
     let block = (layers.len() == 1).then_some(wait);
     let mut plans: Vec<Plan> = layers
@@ -363,14 +399,22 @@ async fn read_on(inner: Arc<Inner>) {
     let mut down = false;
     let mut caught_up = false;
     loop {
-        let next = plan(&mut inner.lock(), std::mem::take(&mut caught_up));
-        if matches!(next, Next::Nothing) {
-            inner.changed.notified().await;
-            continue;
+        let next = plan(&mut inner.lock(), std::mem::take(&mut caught_up), Instant::now());
+        match &next {
+            Next::Nothing => {
+                inner.changed.notified().await;
+                continue;
+            }
+            Next::Rest(time) => {
+                // Either way it is looked at again.
+                let _ = tokio::time::timeout(*time, inner.changed.notified()).await;
+                continue;
+            }
+            Next::Wait(..) | Next::Catch(_) => {}
         }
         let result = match open(&inner, &mut conn).await {
             Ok(conn) => match next {
-                Next::Nothing => Ok(()),
+                Next::Nothing | Next::Rest(_) => Ok(()),
                 Next::Wait(plan, wait) => read_once(&inner, conn, plan, wait).await,
                 Next::Catch(plans) => catch_up(&inner, conn, plans)
                     .await
@@ -535,25 +579,26 @@ fn hand_out(inner: &Arc<Inner>, plan: &Plan, reply: Reply) -> Result<()> {
             .and_then(|key| plan.streams.get_key_value(key))
             .ok_or_else(|| error::protocol("entries of a stream that was not asked for"))?;
         let entries = Entry::parse_all(entries)?;
-        give(inner, slots, entries);
+        give(inner, slots, entries, plan.count);
         brought.insert(key);
     }
     let mut state = inner.lock();
     for (_, slots) in plan.streams.iter().filter(|(key, _)| !brought.contains(key)) {
         for (id, token) in slots {
             if let Some(slot) = state.slots.get_mut(id).filter(|slot| slot.token == *token) {
-                slot.quiet = true;
+                slot.behind = false;
             }
         }
     }
     Ok(())
 }
 
-fn give(inner: &Arc<Inner>, slots: &[(u64, u64)], entries: Vec<Entry>) {
+fn give(inner: &Arc<Inner>, slots: &[(u64, u64)], entries: Vec<Entry>, asked: usize) {
     let Some(last) = entries.last().map(|entry| entry.id) else {
         return;
     };
     let weight = entries.iter().map(weight).max().unwrap_or(0);
+    let behind = entries.len() >= asked;
     let mut rest = Some(entries);
     for (at, (id, token)) in slots.iter().enumerate() {
         let (sink, after) = {
@@ -568,7 +613,7 @@ fn give(inner: &Arc<Inner>, slots: &[(u64, u64)], entries: Vec<Entry>) {
             };
             let after = slot.after;
             slot.after = last.max(after);
-            slot.quiet = false;
+            slot.behind = behind;
             slot.guess = weight.max(slot.guess - slot.guess / 8).max(64);
             // Set before the sink is asked, so that a `more` which comes meanwhile is not undone.
             slot.full = true;
@@ -578,7 +623,11 @@ fn give(inner: &Arc<Inner>, slots: &[(u64, u64)], entries: Vec<Entry>) {
         let mut mine = if is_last { rest.take() } else { rest.clone() }.unwrap_or_default();
         mine.retain(|entry| entry.id > after);
         let room = mine.is_empty() || sink.take(*token, mine);
-        if room && let Some(slot) = inner.lock().slots.get_mut(id) {
+        let mut state = inner.lock();
+        if !room && behind {
+            state.filled = Some(Instant::now());
+        }
+        if room && let Some(slot) = state.slots.get_mut(id) {
             slot.full = false;
         }
     }
@@ -624,7 +673,7 @@ mod tests {
         fn outage(&self, _: Option<&Error>) {}
     }
 
-    fn slot(key: String, quiet: bool, guess: usize) -> SlotState {
+    fn slot(key: String, behind: bool, guess: usize) -> SlotState {
         SlotState {
             key: key.into(),
             after: EntryId::default(),
@@ -633,7 +682,7 @@ mod tests {
             full: false,
             most: MOST_ENTRIES,
             guess,
-            quiet,
+            behind,
             sink: Arc::new(Nobody),
         }
     }
@@ -649,11 +698,14 @@ mod tests {
         String::from_utf8_lossy(&plan.cmd.get_packed_command()).replace("\r\n", " ")
     }
 
+    fn idle(count: usize) -> impl Iterator<Item = SlotState> {
+        (0..count).map(|number| slot(format!("idle-{number}"), false, FIRST_GUESS))
+    }
+
     #[test]
     fn quiet_streams_do_not_make_the_reads_of_a_busy_one_small() {
-        let idle = (0..100).map(|number| slot(format!("idle-{number}"), true, FIRST_GUESS));
-        let Next::Catch(plans) = plan(&mut state(idle.chain([slot("busy".into(), false, 200)])), false)
-        else {
+        let mut state = state(idle(100).chain([slot("busy".into(), true, 200)]));
+        let Next::Catch(plans) = plan(&mut state, false, Instant::now()) else {
             panic!("one read for all");
         };
         let [busy, quiet] = plans.as_slice() else {
@@ -667,9 +719,70 @@ mod tests {
     }
 
     #[test]
+    fn quiet_streams_are_asked_for_beside_a_busy_one_each_few_milliseconds() {
+        let mut state = state(idle(100).chain([slot("busy".into(), true, 200)]));
+        let begun = Instant::now();
+        let mut asked = Vec::new();
+        for millis in 0..10 {
+            let now = begun + Duration::from_millis(millis);
+            let Next::Catch(plans) = plan(&mut state, false, now) else {
+                panic!("one read for all");
+            };
+            if plans.len() == 2 {
+                asked.push(millis);
+            }
+        }
+        assert_eq!(asked, [0, 2, 4, 6, 8]);
+        // However many there are, it is never longer.
+        state.slots.extend((1000..).zip(idle(5000)));
+        state.asked_all = Some(begun);
+        let next = plan(&mut state, false, begun + LEFT_ALONE_MOST);
+        assert!(matches!(next, Next::Catch(plans) if plans.len() == 2));
+    }
+
+    #[test]
+    fn one_stream_of_a_topic_is_read_at_two_places_beside_quiet_ones() {
+        let ahead = SlotState {
+            after: EntryId::of(7),
+            ..slot("busy".into(), true, 200)
+        };
+        let mut state = state(idle(100).chain([slot("busy".into(), true, 200), ahead]));
+        let Next::Catch(plans) = plan(&mut state, false, Instant::now()) else {
+            panic!("one read for all");
+        };
+        let streams: Vec<usize> = plans.iter().map(|plan| plan.streams.len()).collect();
+        assert_eq!(streams, [1, 1, 100]);
+    }
+
+    #[test]
+    fn no_waiting_read_of_many_begins_where_room_is_about_to_be_made() {
+        let full = SlotState {
+            full: true,
+            ..slot("busy".into(), true, 200)
+        };
+        let now = Instant::now();
+        let mut many = State {
+            filled: Some(now),
+            ..state(idle(100).chain([full]))
+        };
+        let later = now + Duration::from_millis(1);
+        let Next::Rest(time) = plan(&mut many, false, later) else {
+            panic!("a read");
+        };
+        assert_eq!(time, LEFT_ALONE * 100 - Duration::from_millis(1));
+        let then = later + time;
+        assert!(matches!(plan(&mut many, false, then), Next::Wait(only, _) if only.streams.len() == 100));
+        // A few are waited for at once.
+        let mut few = State {
+            filled: Some(now),
+            ..state(idle(MANY_STREAMS - 1))
+        };
+        assert!(matches!(plan(&mut few, false, now), Next::Wait(..)));
+    }
+
+    #[test]
     fn where_all_are_quiet_one_read_waits_for_all() {
-        let idle = (0..100).map(|number| slot(format!("idle-{number}"), true, FIRST_GUESS));
-        let Next::Wait(only, _) = plan(&mut state(idle), false) else {
+        let Next::Wait(only, _) = plan(&mut state(idle(100)), false, Instant::now()) else {
             panic!("no waiting read");
         };
         assert!(words(&only).contains("BLOCK") && only.streams.len() == 100);
@@ -677,9 +790,9 @@ mod tests {
 
     #[test]
     fn one_stream_is_read_by_a_waiting_read() {
-        for quiet in [false, true] {
+        for behind in [false, true] {
             assert!(matches!(
-                plan(&mut state([slot("a".into(), quiet, 200)]), false),
+                plan(&mut state([slot("a".into(), behind, 200)]), false, Instant::now()),
                 Next::Wait(..)
             ));
         }
