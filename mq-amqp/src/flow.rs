@@ -24,7 +24,8 @@ use crate::{
     format,
     link::{Backoff, Chan, Conn, From},
     outbox::Outbox,
-    share, stream,
+    share::{self, Loan},
+    stream,
 };
 
 /// The most messages that the server sends ahead of their acks.
@@ -32,6 +33,11 @@ const MOST_AHEAD: usize = 512;
 const LEAST_AHEAD: usize = 4;
 /// The most messages of one batch.
 const MOST_AT_ONCE: usize = 256;
+/// How often as much as is sent ahead must have come within [`FAST`] for a partition to be behind; it no longer is where
+/// that takes longer than [`SLOW`].
+const ROUNDS: usize = 8;
+const FAST: Duration = Duration::from_secs(1);
+const SLOW: Duration = Duration::from_secs(30);
 /// How large a message is taken to be before one was seen, by what this partition may take.
 const FIRST_GUESS: usize = 16 * 1024;
 /// How long the server may send nothing before it is asked anew, at first and at most.
@@ -148,7 +154,43 @@ struct Source {
     consumer: Consumer,
     chan: Chan,
     ahead: usize,
+    /// The part of it that is lent.
+    loan: Loan,
     unacked: usize,
+    pace: Pace,
+}
+
+/// How fast messages come.
+struct Pace {
+    since: Instant,
+    came: usize,
+    /// Whether the partition is behind, where that was found and not looked at yet.
+    told: Option<bool>,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            came: 0,
+            told: None,
+        }
+    }
+
+    /// Counts what came, and finds from time to time whether the partition is behind.
+    fn count(&mut self, came: usize, ahead: usize, now: Instant) {
+        self.came += came;
+        let took = now.saturating_duration_since(self.since);
+        let enough = self.came >= ahead.saturating_mul(ROUNDS);
+        if enough || took >= SLOW {
+            let told = (!enough || took <= FAST).then_some(enough);
+            *self = Self {
+                since: now,
+                came: 0,
+                told,
+            };
+        }
+    }
 }
 
 impl Fetching {
@@ -156,6 +198,8 @@ impl Fetching {
     pub(crate) async fn run(mut self) {
         let mut generation = 0;
         let mut guess = None;
+        // Whether more than an even share is asked for.
+        let mut behind = false;
         let mut source: Option<Source> = None;
         let mut backoff = Backoff::new();
         let mut quiet = Quiet::new();
@@ -173,7 +217,7 @@ impl Fetching {
             }
             let reading = match &mut source {
                 Some(reading) => reading,
-                None => match self.open(guess).await {
+                None => match self.open(guess, behind).await {
                     Ok(opened) => source.insert(opened),
                     Err(error) => {
                         self.wait(&mut backoff, &error).await;
@@ -187,7 +231,7 @@ impl Fetching {
                 next = reading.consumer.next() => next,
                 () = look.as_mut() => {
                     if quiet.is_over() {
-                        source = None;
+                        (source, behind) = (None, false);
                     }
                     look.as_mut().reset(quiet.until());
                     continue;
@@ -205,8 +249,14 @@ impl Fetching {
             match taken {
                 Ok(Came::End) => return,
                 Ok(_) if self.is_unfit(reading, guess) => source = None,
-                Ok(Came::Few) => {}
-                Ok(Came::Many) => let_take().await,
+                Ok(came) => {
+                    if let Some(now) = self.has_other_pace(reading, guess) {
+                        (source, behind) = (None, now);
+                    }
+                    if matches!(came, Came::Many) {
+                        let_take().await;
+                    }
+                }
                 Err(error) => {
                     source = None;
                     self.wait(&mut backoff, &error).await;
@@ -221,12 +271,27 @@ impl Fetching {
         tokio::time::sleep(backoff.pause().max(Duration::from_millis(20))).await;
     }
 
-    /// Says how many messages the server may send ahead, where they are about as large as the last ones.
-    fn ahead(&self, guess: Option<usize>) -> usize {
+    /// Says how many messages the server may send ahead, where they are about as large as the last ones: this partition's
+    /// share, and how many more there could be.
+    fn ahead(&self, guess: Option<usize>) -> (usize, usize) {
         let most = self.prefetch.messages.clamp(LEAST_AHEAD, MOST_AHEAD);
         let mine = self.prefetch.bytes / guess.unwrap_or(FIRST_GUESS).max(1);
+        let mine = mine.clamp(LEAST_AHEAD, most);
         let share = self.conn.shares().ahead(guess.unwrap_or(share::FIRST_GUESS));
-        mine.clamp(LEAST_AHEAD, most).min(share)
+        (mine.min(share), mine.saturating_sub(share))
+    }
+
+    /// Tells whether the partition turned out to be behind, or no longer to be, and what is sent ahead should be another
+    /// amount for that.
+    fn has_other_pace(&self, source: &mut Source, guess: Option<usize>) -> Option<bool> {
+        let behind = source.pace.told.take()?;
+        if !behind {
+            return (source.loan.messages() > 0).then_some(false);
+        }
+        let (share, more) = self.ahead(guess);
+        let size = guess.unwrap_or(share::FIRST_GUESS);
+        let lendable = self.conn.shares().lendable(size, &source.loan);
+        (share + more.min(lendable) >= source.ahead * 2).then_some(true)
     }
 
     /// Messages have become so large, or the partitions of the connection so many, that what is sent ahead breaks the
@@ -235,13 +300,18 @@ impl Fetching {
         let Some(size) = guess else { return false };
         let too_large = source.ahead > LEAST_AHEAD
             && source.ahead.saturating_mul(size) > self.prefetch.bytes.saturating_mul(4);
+        let share = source.ahead - source.loan.messages();
         too_large
-            || source.ahead > self.conn.shares().ahead(size).saturating_mul(2)
-            || source.ahead.saturating_mul(8) <= self.ahead(guess)
+            || share > self.conn.shares().ahead(size).saturating_mul(2)
+            || source.loan.is_outgrown_by(size)
+            || source.ahead.saturating_mul(8) <= self.ahead(guess).0
     }
 
-    async fn open(&self, guess: Option<usize>) -> Result<Source> {
-        let ahead = self.ahead(guess);
+    async fn open(&self, guess: Option<usize>, behind: bool) -> Result<Source> {
+        let (share, more) = self.ahead(guess);
+        let more = if behind { more } else { 0 };
+        let loan = self.conn.shares().lend(more, guess.unwrap_or(share::FIRST_GUESS));
+        let ahead = share + loan.messages();
         let chan = self.conn.channel().await?;
         chan.prefetch(u16::try_from(ahead).unwrap_or(u16::MAX)).await?;
         let consumer = chan
@@ -251,7 +321,9 @@ impl Fetching {
             consumer,
             chan,
             ahead,
+            loan,
             unacked: 0,
+            pace: Pace::new(),
         })
     }
 
@@ -313,6 +385,7 @@ impl Fetching {
             Some(error) => return Err(error),
             None => {}
         }
+        source.pace.count(count, source.ahead, Instant::now());
         if source.unacked * 4 >= source.ahead
             && let Some(last) = last
         {

@@ -25,6 +25,7 @@ async fn one_server_serves_it_all() {
     a_seek_goes_both_ways_and_drops_what_was_fetched(&rabbit).await;
     a_partition_that_is_asked_for_anew_after_silence_misses_nothing(&rabbit).await;
     many_full_partitions_are_not_all_sent_ahead_of_what_renews_a_lease(&rabbit).await;
+    a_partition_that_is_behind_is_sent_more_ahead_than_its_share(&rabbit).await;
     a_deleted_topic_ends_its_consumers_and_the_next_starts_over(&rabbit).await;
     a_reader_fetches_waits_and_looks_up_times(&rabbit).await;
     topics_are_made_once_grown_listed_and_deleted(&rabbit).await;
@@ -232,6 +233,46 @@ async fn many_full_partitions_are_not_all_sent_ahead_of_what_renews_a_lease(rabb
     member.until("all", |m| m.received.len() >= all).await;
     assert!(line.most_held() < MOST_HELD, "{} bytes", line.most_held());
     slow.close().await.unwrap();
+    mq.close().await.unwrap();
+}
+
+/// Returns how many messages the server may send ahead on each channel that may be sent more than so many.
+fn sent_ahead(rabbit: &RabbitMq, least: u32) -> Vec<u32> {
+    let channels = rabbit.control(&["list_channels", "prefetch_count"]).unwrap();
+    channels
+        .lines()
+        .filter_map(|line| line.trim().parse().ok())
+        .filter(|ahead| *ahead > least)
+        .collect()
+}
+
+/// One of many whose others are quiet is lent more than its share, until it is quiet too.
+async fn a_partition_that_is_behind_is_sent_more_ahead_than_its_share(rabbit: &RabbitMq) {
+    const PARTITIONS: u32 = 64;
+    const SHARE: u32 = 8192 / PARTITIONS;
+    const MANY: u64 = 20_000;
+    let mq = connect(rabbit).await;
+    let topic = create(&mq, "behind", PARTITIONS).await;
+    let producer = producer(&mq, &topic).await;
+    send_numbers(&*producer, 7, 0..MANY).await;
+    let mut member = join(&mq, subscription(&topic, "g")).await;
+    let all = usize::try_from(MANY).unwrap();
+    member
+        .until("all", |m| {
+            m.received.len() == all && m.assigned.len() == PARTITIONS as usize
+        })
+        .await;
+    assert!(member.numbers().into_iter().eq(0..MANY));
+    let lent = sent_ahead(rabbit, 2 * SHARE);
+    assert!(lent.len() == 1 && lent[0] > 3 * SHARE, "{lent:?}");
+    // The loan goes back, and what is sent later comes as before.
+    let begun = Instant::now();
+    while !sent_ahead(rabbit, 2 * SHARE).is_empty() {
+        assert!(begun.elapsed() < PATIENCE);
+        member.step(Duration::from_millis(500)).await;
+    }
+    send_numbers(&*producer, 7, [MANY]).await;
+    member.until("one more", |m| m.received.len() == all + 1).await;
     mq.close().await.unwrap();
 }
 
