@@ -18,6 +18,7 @@ use tokio::{
 use crate::{
     meter::{Meter, Pace, Sample, Times, resident, steady},
     payload::{Check, Payloads},
+    side::JOIN,
     tasks::by_tasks,
 };
 
@@ -210,41 +211,62 @@ impl Ours {
         Ok(topic)
     }
 
-    /// Consumes what is stored in a topic and acks each message, with so many of the first messages left without an
-    /// ack until the end. The clock runs from the first hand-over to the end of the last commit.
+    /// Consumes what is stored in a topic and acks each message. The clock runs from the first hand-over to the end of the
+    /// last commit.
     ///
     /// # Errors
     /// Says what failed.
-    pub fn consume(
+    pub fn consume(&self, topic: &str, messages: u64, mode: Mode) -> std::result::Result<Sample, String> {
+        let group = self.name("group");
+        self.take(messages, 0, 0, async {
+            let builder = self.mq.consumer(topic, &group).mode(mode);
+            builder.start_at(Start::Earliest).await
+        })
+    }
+
+    /// Does the same by a member that owns all of so many partitions before it takes the first message, with so many of the
+    /// first messages left without an ack until the end. The clock runs for the second half of the messages: what the join
+    /// takes, and what comes ahead meanwhile, is not in it.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn consume_owned(
         &self,
         topic: &str,
         messages: u64,
-        mode: Mode,
+        partitions: u32,
         held: usize,
     ) -> std::result::Result<Sample, String> {
         let group = self.name("group");
+        self.take(messages, messages / 2, held, async {
+            let builder = self.mq.consumer(topic, &group).start_at(Start::Earliest);
+            let consumer = builder.max_unacked(held + 10 * TAKE).await?;
+            owns(&consumer, partitions).await?;
+            Ok(consumer)
+        })
+    }
+
+    fn take(
+        &self,
+        messages: u64,
+        before: u64,
+        held: usize,
+        open: impl Future<Output = Result<Consumer>>,
+    ) -> std::result::Result<Sample, String> {
         let (sample, check) = self
             .runtime
             .block_on(async {
-                let mut builder = self
-                    .mq
-                    .consumer(topic, &group)
-                    .mode(mode)
-                    .start_at(Start::Earliest);
-                if held > 0 {
-                    builder = builder.max_unacked(held + 10 * TAKE);
-                }
-                let consumer: Consumer = builder.await?;
+                let consumer = open.await?;
                 let (mut check, mut left, mut first) = (Check::default(), messages, 0);
                 let mut meter = None;
                 let mut holding = Vec::with_capacity(held + TAKE);
                 while left > 0 {
                     let batch = still(consumer.consume_batch(TAKE)).await?;
-                    meter.get_or_insert_with(|| {
-                        first = batch.len() as u64;
-                        Meter::start()
-                    });
                     left = left.saturating_sub(batch.len() as u64);
+                    if meter.is_none() && messages - left > before {
+                        meter = Some(Meter::start());
+                        first = messages - left;
+                    }
                     for delivery in &batch {
                         check.take(delivery.payload());
                     }
@@ -263,6 +285,30 @@ impl Ours {
             .map_err(text)?;
         verify(check, messages)?;
         sample.ok_or_else(|| "nothing was handed over".to_owned())
+    }
+
+    /// Joins a group that is new, on a topic of so many partitions in which nothing is, and then a second time when the
+    /// first member has left; gives the figures of [`JOIN`](crate::side::JOIN): how long it took to own all of them.
+    ///
+    /// # Errors
+    /// Says what failed.
+    pub fn join(&self, partitions: u32) -> std::result::Result<Sample, String> {
+        let (topic, group) = (self.name("join"), self.name("group"));
+        self.runtime
+            .block_on(async {
+                self.mq.create_topic(&topic, partitions).await?;
+                let mut times = Vec::new();
+                for _ in JOIN {
+                    let begun = Instant::now();
+                    let consumer = self.mq.consumer(&topic, &group).await?;
+                    owns(&consumer, partitions).await?;
+                    times.push(begun.elapsed().as_secs_f64() * 1e6);
+                    consumer.close().await?;
+                }
+                self.mq.delete_topic(&topic).await?;
+                Ok::<_, mq_api::Error>(Sample::of(times))
+            })
+            .map_err(text)
     }
 
     /// Moves messages through a group of members with one partition each. Everyone is connected and has joined before the
@@ -331,9 +377,7 @@ impl Ours {
             .block_on(async {
                 self.mq.create_topic(&topic, 1).await?;
                 let consumer = self.mq.consumer(&topic, &group).await?;
-                while consumer.assignment().is_empty() {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+                owns(&consumer, 1).await?;
                 let producer = self.mq.producer(&topic).await?;
                 let zero = Instant::now();
                 // Both ends are warm before the first that counts.
@@ -400,9 +444,7 @@ impl Ours {
                         // A group of its own: where groups are the broker's, joins of others would disturb it.
                         let consumer = mq.consumer(&name, &name).await?;
                         let producer = mq.producer(&name).await?;
-                        while consumer.assignment().is_empty() {
-                            tokio::time::sleep(Duration::from_millis(5)).await;
-                        }
+                        owns(&consumer, 1).await?;
                         Ok::<_, mq_api::Error>((consumer, producer))
                     });
                 }
@@ -454,9 +496,7 @@ impl Ours {
         let before = resident()?;
         let consumer = self.runtime.block_on(async {
             let consumer = self.mq.consumer(&topic, &group).await?;
-            while consumer.assignment().len() < partitions as usize {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            owns(&consumer, partitions).await?;
             tokio::time::sleep(SETTLE).await;
             Ok::<_, mq_api::Error>(consumer)
         });
@@ -503,6 +543,17 @@ impl Ours {
         let each = grown / messages as f64;
         Ok(Sample::of([each]))
     }
+}
+
+/// Waits until a member owns so many partitions.
+async fn owns(consumer: &Consumer, partitions: u32) -> Result<()> {
+    still(async {
+        while consumer.assignment().len() < partitions as usize {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Fails where a call stands still.
@@ -635,9 +686,10 @@ mod tests {
         let ours = memory();
         let topic = ours.stored(5_000, 100, 4).unwrap();
         assert_eq!(topic, ours.stored(5_000, 100, 4).unwrap());
-        ours.consume(&topic, 5_000, Mode::Partitioned, 0).unwrap();
-        ours.consume(&topic, 5_000, Mode::Partitioned, 2_000).unwrap();
-        ours.consume(&topic, 5_000, Mode::Shared, 0).unwrap();
+        ours.consume(&topic, 5_000, Mode::Partitioned).unwrap();
+        ours.consume_owned(&topic, 5_000, 4, 2_000).unwrap();
+        ours.consume(&topic, 5_000, Mode::Shared).unwrap();
+        assert_eq!(ours.join(4).unwrap().values.len(), JOIN.len());
         ours.group(5_000, 4).unwrap();
         ours.unacked(&topic, 5_000).unwrap();
     }

@@ -76,6 +76,9 @@ pub const MEMORY: &[Figure] = &[Figure {
     unit: Unit::Bytes,
 }];
 
+/// The figures of how long a member takes until it owns every partition.
+pub const JOIN: &[Figure] = &[micros("new group"), micros("known group")];
+
 /// The figures of what costs something while nothing happens.
 pub const IDLE: &[Figure] = &[
     Figure {

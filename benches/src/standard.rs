@@ -7,7 +7,7 @@ use mq_api::Mode;
 use crate::{
     command::Options,
     ours::{Ours, Sending},
-    side::{LATENCY, MEMORY, PROMISE, RATE, Work},
+    side::{JOIN, LATENCY, MEMORY, PROMISE, RATE, Work},
 };
 
 /// Our side of the standard work on one broker.
@@ -22,6 +22,8 @@ pub struct Standard {
     pub few: u64,
     /// How many partitions a topic has, and how many topics are open, where it is shown what grows with them.
     pub growing: (u32, u32),
+    /// How many messages are held without an ack, where it is shown what grows with them.
+    pub held: (u64, u64),
 }
 
 impl Standard {
@@ -39,6 +41,7 @@ impl Standard {
             some: options.messages(5_000),
             few: options.messages(3_000),
             growing: if options.quick { (64, 20) } else { (256, 100) },
+            held: (options.messages(10_000), options.messages(100_000)),
         }
     }
 
@@ -77,7 +80,7 @@ impl Standard {
         };
         let ours = Rc::clone(&self.ours);
         Work::new(format!("consume and ack, {name}, {size} B"), RATE, move || {
-            ours.consume(&ours.stored(messages, size, 1)?, messages, mode, 0)
+            ours.consume(&ours.stored(messages, size, 1)?, messages, mode)
         })
     }
 
@@ -86,7 +89,7 @@ impl Standard {
     pub fn catch_up(&self) -> Work {
         let (ours, count) = (Rc::clone(&self.ours), 10 * self.many);
         Work::new(format!("catch up {count} messages"), RATE, move || {
-            ours.consume(&ours.stored(count, 100, 4)?, count, Mode::Partitioned, 0)
+            ours.consume(&ours.stored(count, 100, 4)?, count, Mode::Partitioned)
         })
     }
 
@@ -115,34 +118,44 @@ impl Standard {
         })
     }
 
-    /// Shows what must not grow, ours against ours: by partitions, open topics and un-acked messages.
+    /// Shows what must not grow, ours against ours: by partitions, open topics and un-acked messages; and what a join
+    /// takes, which grows with what there is to be opened.
     #[must_use]
     pub fn growth(&self) -> Vec<Work> {
-        let many = self.many;
-        let plan = |partitions: u32, held: usize, topics: u32| {
+        // More than hundreds of partitions bring ahead.
+        let count = 20 * self.many;
+        let plan = |partitions: u32, held: u64, topics: u32| {
             let ours = Rc::clone(&self.ours);
             move || {
-                let topic = ours.stored(many, 100, partitions)?;
+                let topic = ours.stored(count, 100, partitions)?;
                 let idle = ours.idle_topics(topics)?;
-                let sample = ours.consume(&topic, many, Mode::Partitioned, held);
+                let held = usize::try_from(held).unwrap_or(usize::MAX);
+                let sample = ours.consume_owned(&topic, count, partitions, held);
                 ours.close_all(idle)?;
                 sample
             }
         };
-        let held = usize::try_from(many / 2).unwrap_or(usize::MAX);
-        let (partitions, topics) = self.growing;
+        let join = |partitions: u32| {
+            let ours = Rc::clone(&self.ours);
+            move || ours.join(partitions)
+        };
+        let ((partitions, topics), (few, much)) = (self.growing, self.held);
+        let against_many = format!("mq, {partitions} partitions");
         vec![
             Work::new("consume and ack, 1 partition", RATE, plan(1, 0, 0))
                 .against("mq, 16 partitions", [], plan(16, 0, 0))
-                .against(format!("mq, {partitions} partitions"), [], plan(partitions, 0, 0)),
+                .against(&against_many, [], plan(partitions, 0, 0)),
+            Work::new("join, 1 partition", JOIN, join(1))
+                .against("mq, 16 partitions", [], join(16))
+                .against(&against_many, [], join(partitions)),
             Work::new("consume and ack, no other topic open", RATE, plan(1, 0, 0)).against(
                 format!("mq, {topics} other topics open"),
                 [],
                 plan(1, 0, topics),
             ),
             Work::new("consume and ack, nothing un-acked", RATE, plan(1, 0, 0))
-                .against(format!("mq, {} un-acked", held / 10), [], plan(1, held / 10, 0))
-                .against(format!("mq, {held} un-acked"), [], plan(1, held, 0)),
+                .against(format!("mq, {few} un-acked"), [], plan(1, few, 0))
+                .against(format!("mq, {much} un-acked"), [], plan(1, much, 0)),
         ]
     }
 
@@ -172,6 +185,7 @@ mod tests {
         let ours = Ours::new(runtime, Mq::from_driver(MemoryMq::new()));
         let mut all = Standard::new(ours, &Options::default());
         (all.many, all.some, all.few) = (2_000, 500, 50);
+        all.held = (500, 1_000);
         let mut works = vec![all.memory()];
         works.extend(all.growth());
         works.extend([
