@@ -288,7 +288,7 @@ impl Ours {
     }
 
     /// Joins a group that is new, on a topic of so many partitions in which nothing is, and then a second time when the
-    /// first member has left; gives the figures of [`JOIN`](crate::side::JOIN): how long it took to own all of them.
+    /// first member has left; gives the figures of [`JOIN`]: how long it took to own all of them.
     ///
     /// # Errors
     /// Says what failed.
