@@ -27,6 +27,9 @@ Redis, where it needs an older client and a TLS library built for it alone; `mq-
 of librdkafka; `mq-bridge` and `shove` on RabbitMQ, which bring a second TLS library in C; `ruststream` on Redis, which it has
 not.
 
+Where it is shown what grows on a broker (partitions, other topics, what is not acked), ours is beside ours: each member owns
+all its partitions first, and the clock runs for the second half of the messages. What a join takes has rows of its own.
+
 Why a goal is missed stands, by profiles, in `docs/architecture.md` for memory, and for each broker in the page of its
 driver, `src/docs.md`.
 ";
