@@ -56,16 +56,15 @@ impl Shares {
         (BYTES / readers / size.max(1)).min(MESSAGES / readers).max(1)
     }
 
-    /// Returns how many messages of a size could be lent to who gives a loan back first: half of what is there, so that
-    /// something is left for the next one.
+    /// Returns how many messages of a size could be lent to who gives a loan back first.
     pub(crate) fn lendable(&self, size: usize, back: &Loan) -> usize {
-        (self.spare.load(Ordering::Relaxed) + back.bytes) / 2 / size.max(LEAST_SIZE)
+        lendable_of(self.spare.load(Ordering::Relaxed) + back.bytes, size)
     }
 
     /// Lends so many messages of a size, or fewer, until the answer is dropped.
     pub(crate) fn lend(self: &Arc<Self>, messages: usize, size: usize) -> Loan {
         let each = size.max(LEAST_SIZE);
-        let lent = |spare: usize| messages.min(spare / 2 / each);
+        let lent = |spare: usize| messages.min(lendable_of(spare, size));
         let before = self
             .spare
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spare| {
@@ -94,6 +93,11 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.0.readers.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Half of what is there, in messages of a size, so that something is left for the next one.
+fn lendable_of(spare: usize, size: usize) -> usize {
+    spare / 2 / size.max(LEAST_SIZE)
 }
 
 /// What one partition may be sent ahead beyond its share.

@@ -400,27 +400,26 @@ async fn read_on(inner: Arc<Inner>) {
     let mut caught_up = false;
     loop {
         let next = plan(&mut inner.lock(), std::mem::take(&mut caught_up), Instant::now());
-        match &next {
+        let result = match next {
             Next::Nothing => {
                 inner.changed.notified().await;
                 continue;
             }
             Next::Rest(time) => {
                 // Either way it is looked at again.
-                let _ = tokio::time::timeout(*time, inner.changed.notified()).await;
+                let _ = tokio::time::timeout(time, inner.changed.notified()).await;
                 continue;
             }
-            Next::Wait(..) | Next::Catch(_) => {}
-        }
-        let result = match open(&inner, &mut conn).await {
-            Ok(conn) => match next {
-                Next::Nothing | Next::Rest(_) => Ok(()),
-                Next::Wait(plan, wait) => read_once(&inner, conn, plan, wait).await,
-                Next::Catch(plans) => catch_up(&inner, conn, plans)
+            Next::Wait(plan, wait) => match open(&inner, &mut conn).await {
+                Ok(conn) => read_once(&inner, conn, plan, wait).await,
+                Err(error) => Err(error),
+            },
+            Next::Catch(plans) => match open(&inner, &mut conn).await {
+                Ok(conn) => catch_up(&inner, conn, plans)
                     .await
                     .map(|found| caught_up = !found),
+                Err(error) => Err(error),
             },
-            Err(error) => Err(error),
         };
         match result {
             Ok(()) => {
